@@ -1,0 +1,130 @@
+"""The one declaration per method: frozen, validated parameters with units and bounds.
+
+From a subclass of `Parameters` come the form in the window, the tooltip, the command-line
+option, the JSON schema, the docs table and the provenance in the result.
+
+Examples
+--------
+>>> class Demo(Parameters):
+...     sigma: float = parameter(0.01, "Noise level.", unit="grey", ge=0)
+>>> Demo().sigma
+0.01
+>>> validate(Demo, {"sigmma": 1})
+Traceback (most recent call last):
+    ...
+napari_invprior.errors.InvalidInput: Demo: unknown key 'sigmma'; did you mean 'sigma'?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from napari_invprior.errors import InvalidInput, nearest
+
+
+class Parameters(BaseModel):
+    """Base of all parameter models: frozen, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V", int, float)
+
+
+def per_axis(value: V | Sequence[V], ndim: int, name: str) -> tuple[V, ...]:
+    """One value per space axis, from one number or a sequence of the right length.
+
+    Raises
+    ------
+    InvalidInput
+        If the sequence does not have ``ndim`` entries.
+    """
+    if isinstance(value, int | float):
+        return (value,) * ndim
+    if len(value) != ndim:
+        raise InvalidInput(
+            f"{name} = {tuple(value)}: the data has {ndim} space axes; give one number or {ndim}"
+        )
+    return tuple(value)
+
+
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    advanced: bool = False,
+    **bounds: Any,
+) -> Any:
+    """Declare one parameter.
+
+    Parameters
+    ----------
+    default
+        Value used when nothing is given.
+    description : str
+        One line; becomes the tooltip and the command-line help.
+    unit : str
+        Unit shown beside the control, for example ``"px"``.
+    advanced : bool
+        Fold the control under the gear.
+    **bounds
+        Pydantic bounds: ``ge, gt, le, lt, min_length, max_length``.
+    """
+    extra = {"unit": unit, "advanced": advanced}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def validate(model: type[M], data: Mapping[str, Any] | M, where: str = "") -> M:
+    """Build ``model`` from plain data, with one-line errors that a user can act on.
+
+    Raises
+    ------
+    InvalidInput
+        Names the key, the value given, what is allowed and, for an unknown key, the nearest
+        known one.
+    """
+    if isinstance(data, model):
+        return data
+    try:
+        return model.model_validate(dict(data) if isinstance(data, Mapping) else data)
+    except ValidationError as error:
+        raise InvalidInput(explain(model, error, where or model.__name__)) from None
+
+
+def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    """One line for a pydantic error: every fault, the value given and what is allowed."""
+    return "; ".join(_line(model, fault, where) for fault in error.errors(include_url=False))
+
+
+def _line(model: type[BaseModel], fault: Any, where: str) -> str:
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        key = str(fault["loc"][-1])
+        return f"{where}: unknown key {location!r}{nearest(key, _known_keys(model, fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"{where}: {location!r} is missing"
+    given = repr(fault["input"])
+    given = given if len(given) <= 80 else given[:77] + "..."
+    message = fault["msg"].removeprefix("Value error, ")
+    prefix = f"{where}.{location}" if location else where
+    return f"{prefix} = {given}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Field names at the place in the (possibly nested) model where the key was refused."""
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        candidates = _models_in(field.annotation) if field else _models_in(model)
+        model = candidates[0] if candidates else model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]

@@ -1,0 +1,89 @@
+"""What a forward operator must offer. Shapes are batch first: (B, C, *space)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from napari_invprior.geometry import Geometry
+from napari_invprior.numerics.krylov import conjugate_gradient, operator_norm
+from napari_invprior.parameters import Parameters
+
+
+class Physics(ABC):
+    """A linear forward operator ``y = A x``.
+
+    The operator is not tied to one image size: shapes follow from the argument. Subclasses give
+    `A`, `A_adjoint`, `out_shape` and `in_shape`, and override what they can do exactly.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Validated declaration, an instance of ``cls.Parameters``.
+    ndim : int
+        Space dimensions, 2 or 3.
+    **arrays : Tensor
+        Arrays for the fields named in ``array_inputs`` (a mask, a PSF), without batch axes.
+    """
+
+    Parameters: ClassVar[type[Parameters]]
+    array_inputs: ClassVar[tuple[str, ...]] = ()
+    """Fields of the parameters that name an array; the engine loads them."""
+
+    def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:
+        self.parameters = parameters
+        self.ndim = ndim
+
+    @abstractmethod
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        """Noise-free data of the image ``x``."""
+
+    @abstractmethod
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        """``A^T y``: ``<A x, y> = <x, A_adjoint(y)>``."""
+
+    @abstractmethod
+    def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Space shape of the data for an image of space ``shape``; refuses what does not fit."""
+
+    @abstractmethod
+    def in_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Space shape of the image that belongs to data of space ``shape``."""
+
+    def fitting_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Largest image shape, at most ``shape``, that `out_shape` accepts."""
+        return tuple(shape)
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        """Minimum-norm least-squares image, by conjugate gradients unless overridden."""
+        z = conjugate_gradient(lambda v: self.A(self.A_adjoint(v)), y, tolerance=1e-6)
+        return self.A_adjoint(z)
+
+    def norm(self, shape: Sequence[int]) -> float:
+        """Largest singular value on images of space ``shape``."""
+        generator = torch.Generator().manual_seed(0)
+        start = torch.rand((1, 1, *shape), generator=generator, dtype=torch.float64)
+        return operator_norm(self.A, self.A_adjoint, start)
+
+    def prox(self, z: Tensor, y: Tensor, mu: float) -> Tensor:
+        """Data step ``argmin_x |A x - y|^2 + mu |x - z|^2`` (``mu`` > 0).
+
+        By conjugate gradients on ``(A A^T + mu) v = y - A z``, ``x = z + A^T v``, unless
+        overridden by an exact formula.
+        """
+        v = conjugate_gradient(
+            lambda u: self.A(self.A_adjoint(u)) + mu * u, y - self.A(z), tolerance=1e-5
+        )
+        return z + self.A_adjoint(v)
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        """Geometry of the image that belongs to data lying at ``geometry``."""
+        return geometry
+
+    def start(self, y: Tensor) -> Tensor:
+        """A fast first image, aligned with the solution."""
+        return self.A_adjoint(y)

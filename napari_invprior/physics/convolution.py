@@ -1,0 +1,273 @@
+"""Convolution followed by sampling: the mathematics shared by blur and super-resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.geometry import Geometry
+from napari_invprior.numerics.resample import spline_resample
+from napari_invprior.numerics.separable import SeparableOperator, sampling_matrix
+from napari_invprior.parameters import Parameters
+from napari_invprior.physics.base import Physics
+
+
+class SampledConvolution(Physics):
+    """``y_j = sum_k h_k x[j * factor + k - before]`` with a boundary rule.
+
+    Subclasses call `_set_kernels` (separable) or `_set_psf` (any kernel). Sample 0 of the data
+    lies at `offset` on the image grid, in image samples: the kernel's centre of mass minus the
+    samples that lie before it.
+    """
+
+    factor: tuple[int, ...]
+    boundary: str
+    before: tuple[int, ...]
+    taps: tuple[int, ...]
+    offset: tuple[float, ...]
+
+    def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:
+        super().__init__(parameters, ndim, **arrays)
+        self._kernels: list[Tensor] | None = None
+        self._psf: Tensor | None = None
+        self._operator = lru_cache(maxsize=4)(self._build_operator)
+        self._transfer = lru_cache(maxsize=4)(self._build_transfer)
+
+    # --- the kernel -------------------------------------------------------------------------
+
+    def _set_kernels(self, kernels: list[Tensor], corner: bool) -> None:
+        """Separable kernel, one line of taps per axis."""
+        self._kernels = kernels
+        self.taps = tuple(len(k) for k in kernels)
+        self._set_anchor(corner, [_centre(k) for k in kernels])
+
+    def _set_psf(self, psf: Tensor, corner: bool) -> None:
+        """Any kernel with ``ndim`` axes, normalised here; it must not be negative."""
+        psf = checked_psf(psf, self.ndim)
+        self._psf = psf
+        self.taps = tuple(psf.shape)
+        lines = [
+            psf.sum([a for a in range(self.ndim) if a != axis]) for axis in range(self.ndim)
+        ]
+        self._set_anchor(corner, [_centre(line) for line in lines])
+
+    def _set_anchor(self, corner: bool, centres: list[float]) -> None:
+        """Samples before the anchor: none, or so many that the window is centred."""
+        valid = self.boundary == "valid"
+        self.before = tuple(
+            0 if corner or valid else max(0, (k - f) // 2)
+            for k, f in zip(self.taps, self.factor, strict=True)
+        )
+        self.offset = tuple(c - b for c, b in zip(centres, self.before, strict=True))
+
+    # --- shapes -----------------------------------------------------------------------------
+
+    def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        fitting = self.fitting_shape(shape)
+        if fitting != tuple(shape):
+            raise InvalidInput(
+                f"image of {tuple(shape)} px does not fit factor {self.factor} with a kernel of "
+                f"{self.taps} px; crop it to {fitting}"
+            )
+        if self.boundary == "valid":
+            return tuple(
+                (n - k) // f + 1 for n, k, f in zip(shape, self.taps, self.factor, strict=True)
+            )
+        return tuple(n // f for n, f in zip(shape, self.factor, strict=True))
+
+    def in_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if self.boundary == "valid":
+            return tuple(
+                (m - 1) * f + k for m, k, f in zip(shape, self.taps, self.factor, strict=True)
+            )
+        return tuple(m * f for m, f in zip(shape, self.factor, strict=True))
+
+    def fitting_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if self.boundary == "valid":
+            fitting = tuple(
+                (n - k) // f * f + k
+                for n, k, f in zip(shape, self.taps, self.factor, strict=True)
+            )
+        else:
+            fitting = tuple(n // f * f for n, f in zip(shape, self.factor, strict=True))
+        if min(f - k for f, k in zip(fitting, self.taps, strict=True)) < 0:
+            raise InvalidInput(
+                f"the kernel has {self.taps} px but the image only {tuple(shape)}; use a smaller "
+                "kernel or a larger image"
+            )
+        return fitting
+
+    # --- the operator -----------------------------------------------------------------------
+
+    def _build_operator(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> SeparableOperator:
+        self.out_shape(shape)
+        assert self._kernels is not None
+        return SeparableOperator(
+            [
+                sampling_matrix(n, kernel, f, b, self.boundary).to(dtype=dtype, device=device)
+                for n, kernel, f, b in zip(
+                    shape, self._kernels, self.factor, self.before, strict=True
+                )
+            ]
+        )
+
+    def _build_transfer(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Conjugate spectrum of the kernel on a periodic grid (correlation, not convolution)."""
+        assert self._psf is not None
+        line = torch.zeros(shape, dtype=torch.float64)
+        index = torch.meshgrid(
+            *(
+                (torch.arange(k) - b) % n
+                for k, b, n in zip(self.taps, self.before, shape, strict=True)
+            ),
+            indexing="ij",
+        )
+        line.index_put_(index, self._psf.double(), accumulate=True)
+        spectrum = torch.fft.rfftn(line).conj()
+        complex_type = torch.complex64 if dtype == torch.float32 else torch.complex128
+        return spectrum.to(dtype=complex_type, device=device)
+
+    def _filter(self, x: Tensor, adjoint: bool) -> Tensor:
+        space = tuple(x.shape[2:])
+        transfer = self._transfer(space, x.dtype, x.device)
+        axes = tuple(range(2, x.ndim))
+        spectrum = torch.fft.rfftn(x, dim=axes)
+        return torch.fft.irfftn(
+            spectrum * (transfer.conj() if adjoint else transfer), s=space, dim=axes
+        )
+
+    def _margins(self) -> list[tuple[int, int]]:
+        """Samples added on both sides of each axis before the periodic filter."""
+        if self.boundary == "reflect":
+            return [
+                (b, k - f - b if k > f + b else 0)
+                for b, k, f in zip(self.before, self.taps, self.factor, strict=True)
+            ]
+        return [(0, 0)] * self.ndim
+
+    def _sampling(self) -> tuple[slice, ...]:
+        """Samples of the filtered, padded image that are data."""
+        slices = []
+        for (left, right), k, f in zip(self._margins(), self.taps, self.factor, strict=True):
+            if self.boundary == "valid":
+                slices.append(slice(0, 1 - k if k > 1 else None, f))
+            else:
+                slices.append(slice(left, -right if right else None, f))
+        return (slice(None), slice(None), *slices)
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        if self._kernels is not None:
+            return self._operator(tuple(x.shape[2:]), x.dtype, x.device).forward(x)
+        self.out_shape(x.shape[2:])
+        for axis, margin in enumerate(self._margins()):
+            x = _reflect(x, axis + 2, margin)
+        return self._filter(x, adjoint=False)[self._sampling()]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        space = self.in_shape(y.shape[2:])
+        if self._kernels is not None:
+            return self._operator(space, y.dtype, y.device).adjoint(y)
+        margins = self._margins()
+        padded = [n + sum(m) for n, m in zip(space, margins, strict=True)]
+        x = y.new_zeros((*y.shape[:2], *padded))
+        x[self._sampling()] = y
+        x = self._filter(x, adjoint=True)
+        for axis, margin in enumerate(margins):
+            x = _reflect_adjoint(x, axis + 2, margin)
+        return x
+
+    def norm(self, shape: Sequence[int]) -> float:
+        if self._kernels is not None:
+            return self._operator(tuple(shape), torch.float64, torch.device("cpu")).norm
+        return super().norm(shape)
+
+    def prox(self, z: Tensor, y: Tensor, mu: float) -> Tensor:
+        residual = y - self.A(z)
+        if self._kernels is not None:
+            operator = self._operator(tuple(z.shape[2:]), z.dtype, z.device)
+            return z + operator.adjoint(operator.solve_normal(residual, mu))
+        if self.boundary == "circular":
+            return z + self.A_adjoint(self._solve_circulant(residual, mu, tuple(z.shape[2:])))
+        return super().prox(z, y, mu)
+
+    def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
+        if self._kernels is not None:
+            operator = self._operator(self.in_shape(y.shape[2:]), y.dtype, y.device)
+            return operator.adjoint(operator.solve_normal(y, 0.0))
+        return super().A_dagger(y)
+
+    def _solve_circulant(self, y: Tensor, mu: float, space: tuple[int, ...]) -> Tensor:
+        """``(A A^T + mu)^-1 y``: ``A A^T`` is circulant on the data grid."""
+        transfer = self._transfer(space, y.dtype, y.device)
+        correlation = torch.fft.irfftn(transfer.abs() ** 2, s=space)
+        sampled = correlation[tuple(slice(None, None, f) for f in self.factor)]
+        axes = tuple(range(2, y.ndim))
+        eigenvalues = torch.fft.rfftn(sampled).real.clamp_min(0)
+        spectrum = torch.fft.rfftn(y, dim=axes) / (eigenvalues + mu)
+        return torch.fft.irfftn(spectrum, s=tuple(y.shape[2:]), dim=axes)
+
+    # --- placement --------------------------------------------------------------------------
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        return geometry.resampled(self.factor, self.offset)
+
+    def start(self, y: Tensor) -> Tensor:
+        """Cubic spline at the true positions: the shift of the kernel is taken into account."""
+        mode = "grid-wrap" if self.boundary == "circular" else "nearest"
+        return spline_resample(y, self.in_shape(y.shape[2:]), self.factor, self.offset, mode)
+
+
+def checked_psf(psf: Tensor, ndim: int) -> Tensor:
+    """A normalised float64 copy of the kernel, or a refusal that says what is wrong."""
+    psf = psf.detach().double().clone()
+    if psf.ndim != ndim:
+        raise InvalidInput(f"the PSF has {psf.ndim} axes; expected {ndim}, one per space axis")
+    if not bool(torch.isfinite(psf).all()):
+        raise InvalidInput("the PSF holds NaN or infinite values; clean it first")
+    if float(psf.min()) < 0:
+        raise InvalidInput(f"the PSF is negative (minimum {float(psf.min()):.3g}); clip it at 0")
+    if float(psf.sum()) <= 0:
+        raise InvalidInput("the PSF is zero everywhere; give a kernel with positive sum")
+    return psf / psf.sum()
+
+
+def _centre(line: Tensor) -> float:
+    """Centre of mass in samples."""
+    position = torch.arange(len(line), dtype=torch.float64)
+    return float((position * line).sum() / line.sum())
+
+
+def _reflect(x: Tensor, axis: int, margin: tuple[int, int]) -> Tensor:
+    return x.index_select(axis, _reflect_index(x.shape[axis], margin).to(x.device))
+
+
+def _reflect_adjoint(x: Tensor, axis: int, margin: tuple[int, int]) -> Tensor:
+    size = x.shape[axis] - sum(margin)
+    shape = list(x.shape)
+    shape[axis] = size
+    index = _reflect_index(size, margin).to(x.device)
+    return x.new_zeros(shape).index_add_(axis, index, x)
+
+
+def _reflect_index(size: int, margin: tuple[int, int]) -> Tensor:
+    """Image samples met by a line that is mirrored at both ends, edges not repeated."""
+    period = max(2 * (size - 1), 1)
+    index = torch.arange(-margin[0], size + margin[1]) % period
+    return torch.where(index >= size, period - index, index)
+
+
+def gaussian_taps(sigma: float, factor: int) -> int:
+    """Taps that hold a Gaussian to three standard deviations and centre on a data sample."""
+    return factor + 2 * math.ceil(3 * sigma)
+
+
+__all__ = ["SampledConvolution", "checked_psf", "gaussian_taps"]

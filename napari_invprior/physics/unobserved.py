@@ -1,0 +1,45 @@
+"""Samples of any observation that must not count (NaN, infinite or saturated)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from napari_invprior.geometry import Geometry
+from napari_invprior.physics.base import Physics
+
+
+class Masked(Physics):
+    """``y = m (A x)``: another operator whose data are ignored where the mask is zero.
+
+    Parameters
+    ----------
+    physics : Physics
+        The operator of the complete data.
+    mask : Tensor
+        Data-shaped (space axes only), true where a sample counts.
+    """
+
+    def __init__(self, physics: Physics, mask: Tensor) -> None:
+        super().__init__(physics.parameters, physics.ndim)
+        self.physics, self.mask = physics, mask
+
+    def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        y = self.physics.A(x)
+        return y * self.mask.to(y)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
+        return self.physics.A_adjoint(y * self.mask.to(y))
+
+    def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.physics.out_shape(shape)
+
+    def in_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.physics.in_shape(shape)
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        return self.physics.grid(geometry)
+
+    def start(self, y: Tensor) -> Tensor:
+        return self.physics.start(y)
