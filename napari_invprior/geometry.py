@@ -50,13 +50,35 @@ class Geometry:
             a centred grid (the half-pixel shift).
         """
         scale = tuple(s / f for s, f in zip(self.scale, factor, strict=True))
-        shift = -np.array([s * o for s, o in zip(scale, offset, strict=True)])
-        linear = np.eye(len(scale)) if self.rotate is None else np.asarray(self.rotate)
+        return self._moved(scale, [-s * o for s, o in zip(scale, offset, strict=True)])
+
+    def sampled(self, factor: tuple[int, ...], offset: tuple[float, ...]) -> Geometry:
+        """Geometry of a grid that is coarser by ``factor``; the inverse of `resampled`.
+
+        Examples
+        --------
+        >>> fine = Geometry((1.0, 2.0), (5.0, 0.0))
+        >>> fine.sampled((2, 4), (0.5, 1.5)).resampled((2, 4), (0.5, 1.5)) == fine
+        True
+        """
+        scale = tuple(s * f for s, f in zip(self.scale, factor, strict=True))
+        return self._moved(scale, [s * o for s, o in zip(self.scale, offset, strict=True)])
+
+    def _moved(self, scale: tuple[float, ...], shift: list[float]) -> Geometry:
+        """New spacing, and the origin moved along the rotated and sheared axes."""
+        ndim = len(scale)
+        linear = np.eye(ndim) if self.rotate is None else np.asarray(self.rotate, float)
         if self.shear is not None:
-            upper = np.eye(len(scale))
-            upper[np.triu_indices(len(scale), 1)] = np.ravel(self.shear)[
-                : len(scale) * (len(scale) - 1) // 2
-            ]
-            linear = linear @ upper
-        translate = tuple(np.asarray(self.translate) + linear @ shift)
+            linear = linear @ shear_matrix(self.shear, ndim)
+        translate = np.asarray(self.translate, float) + linear @ np.asarray(shift)
         return replace(self, scale=scale, translate=tuple(float(t) for t in translate))
+
+
+def shear_matrix(shear: np.ndarray, ndim: int) -> np.ndarray:
+    """Unit upper triangular matrix from napari's shear vector (or the matrix itself)."""
+    values = np.asarray(shear, float)
+    if values.ndim == 2:
+        return values
+    matrix = np.eye(ndim)
+    matrix[np.triu_indices(ndim, 1)] = values
+    return matrix

@@ -1,0 +1,20 @@
+"""The napari face. Importing this package imports neither Qt nor napari."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Workbench", "open_demo"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a widget only when it is opened: Qt and torch are slow to start."""
+    if name == "Workbench":
+        from napari_invprior.app.workbench import Workbench
+
+        return Workbench
+    if name == "open_demo":
+        from napari_invprior.app.demo import open_demo
+
+        return open_demo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

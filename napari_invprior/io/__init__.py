@@ -1,0 +1,1 @@
+"""Files in and out: images, OME-Zarr results, saved priors, provenance."""

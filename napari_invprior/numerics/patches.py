@@ -238,6 +238,26 @@ def gather_patches(x: Tensor, grid: PatchGrid, positions: Tensor) -> Tensor:
     return x.reshape(-1)[flat_index(grid, x.shape[0], positions)]
 
 
+def positions_inside(mask: Tensor, patch: Sequence[int]) -> Tensor:
+    """Flat grid positions (stride 1) of the patches that lie wholly inside a boolean mask.
+
+    Examples
+    --------
+    >>> positions_inside(torch.tensor([[True, True, False], [True, True, True]]), (2, 2)).tolist()
+    [0]
+    """
+    inside = mask.to(torch.int32)
+    for axis, p in enumerate(patch):
+        if mask.shape[axis] < p:
+            return torch.empty(0, dtype=torch.long)
+        total = inside.cumsum(axis, dtype=torch.int32)
+        start = torch.zeros_like(total.narrow(axis, 0, 1))
+        total = torch.cat([start, total], axis)
+        count = total.shape[axis] - p
+        inside = total.narrow(axis, p, count) - total.narrow(axis, 0, count)
+    return (inside == math.prod(patch)).flatten().nonzero().flatten()
+
+
 def symmetries(patch: Sequence[int], channels: int = 1) -> Tensor:
     """Row permutations of the patch's symmetry group: (8 in 2D or 48 in 3D, d) for equal edges.
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_invprior.numerics.reflect import mirrored_index
+
 
 def gaussian_kernel(size: int, sigma: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normalised Gaussian of ``size`` taps, centred at ``(size - 1) / 2``; a spike for sigma 0."""
@@ -50,9 +52,7 @@ def sampling_matrix(
     if boundary == "circular":
         columns = columns % size
     elif boundary == "reflect":
-        period = max(2 * (size - 1), 1)
-        columns = columns % period
-        columns = torch.where(columns >= size, period - columns, columns)
+        columns = mirrored_index(size, (before, taps))[columns + before]
     matrix = torch.zeros((count, size), dtype=kernel.dtype)
     matrix.index_put_((rows, columns), kernel.expand(count, taps), accumulate=True)
     return matrix

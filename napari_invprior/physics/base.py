@@ -84,6 +84,21 @@ class Physics(ABC):
         """Geometry of the image that belongs to data lying at ``geometry``."""
         return geometry
 
+    def data_grid(self, geometry: Geometry) -> Geometry:
+        """Geometry of the data of an image lying at ``geometry``; the inverse of `grid`."""
+        return geometry
+
+    def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
+        """Operator of the data in ``window`` alone, and where its image begins in the whole.
+
+        The default suits operators that act sample by sample and hold no arrays.
+        """
+        return self, tuple(w.start for w in window)
+
+    def reach(self) -> tuple[int, ...]:
+        """Image samples per axis that one data sample looks at."""
+        return (1,) * self.ndim
+
     def start(self, y: Tensor) -> Tensor:
         """A fast first image, aligned with the solution."""
         return self.A_adjoint(y)

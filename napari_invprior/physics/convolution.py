@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
+from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
 from napari_invprior.numerics.resample import spline_resample
 from napari_invprior.numerics.separable import SeparableOperator, sampling_matrix
 from napari_invprior.parameters import Parameters
@@ -168,9 +170,7 @@ class SampledConvolution(Physics):
         if self._kernels is not None:
             return self._operator(tuple(x.shape[2:]), x.dtype, x.device).forward(x)
         self.out_shape(x.shape[2:])
-        for axis, margin in enumerate(self._margins()):
-            x = _reflect(x, axis + 2, margin)
-        return self._filter(x, adjoint=False)[self._sampling()]
+        return self._filter(pad_reflect(x, self._margins()), adjoint=False)[self._sampling()]
 
     def A_adjoint(self, y: Tensor) -> Tensor:  # noqa: N802
         space = self.in_shape(y.shape[2:])
@@ -180,10 +180,7 @@ class SampledConvolution(Physics):
         padded = [n + sum(m) for n, m in zip(space, margins, strict=True)]
         x = y.new_zeros((*y.shape[:2], *padded))
         x[self._sampling()] = y
-        x = self._filter(x, adjoint=True)
-        for axis, margin in enumerate(margins):
-            x = _reflect_adjoint(x, axis + 2, margin)
-        return x
+        return pad_reflect_adjoint(self._filter(x, adjoint=True), margins)
 
     def norm(self, shape: Sequence[int]) -> float:
         if self._kernels is not None:
@@ -220,6 +217,24 @@ class SampledConvolution(Physics):
     def grid(self, geometry: Geometry) -> Geometry:
         return geometry.resampled(self.factor, self.offset)
 
+    def data_grid(self, geometry: Geometry) -> Geometry:
+        return geometry.sampled(self.factor, self.offset)
+
+    def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
+        """The same kernel, with nothing assumed beyond the samples that the data look at."""
+        part = copy.copy(self)
+        part.boundary = "valid"
+        part.before = (0,) * self.ndim
+        part.offset = tuple(o + b for o, b in zip(self.offset, self.before, strict=True))
+        part._operator = lru_cache(maxsize=4)(part._build_operator)
+        part._transfer = lru_cache(maxsize=4)(part._build_transfer)
+        before = (0,) * self.ndim if self.boundary == "valid" else self.before
+        start = tuple(w.start * f - b for w, f, b in zip(window, self.factor, before, strict=True))
+        return part, start
+
+    def reach(self) -> tuple[int, ...]:
+        return self.taps
+
     def start(self, y: Tensor) -> Tensor:
         """Cubic spline at the true positions: the shift of the kernel is taken into account."""
         mode = "grid-wrap" if self.boundary == "circular" else "nearest"
@@ -246,28 +261,7 @@ def _centre(line: Tensor) -> float:
     return float((position * line).sum() / line.sum())
 
 
-def _reflect(x: Tensor, axis: int, margin: tuple[int, int]) -> Tensor:
-    return x.index_select(axis, _reflect_index(x.shape[axis], margin).to(x.device))
-
-
-def _reflect_adjoint(x: Tensor, axis: int, margin: tuple[int, int]) -> Tensor:
-    size = x.shape[axis] - sum(margin)
-    shape = list(x.shape)
-    shape[axis] = size
-    index = _reflect_index(size, margin).to(x.device)
-    return x.new_zeros(shape).index_add_(axis, index, x)
-
-
-def _reflect_index(size: int, margin: tuple[int, int]) -> Tensor:
-    """Image samples met by a line that is mirrored at both ends, edges not repeated."""
-    period = max(2 * (size - 1), 1)
-    index = torch.arange(-margin[0], size + margin[1]) % period
-    return torch.where(index >= size, period - index, index)
-
-
 def gaussian_taps(sigma: float, factor: int) -> int:
     """Taps that hold a Gaussian to three standard deviations and centre on a data sample."""
     return factor + 2 * math.ceil(3 * sigma)
 
-
-__all__ = ["SampledConvolution", "checked_psf", "gaussian_taps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -142,6 +143,11 @@ class Inpainting(Physics):
     def prox(self, z: Tensor, y: Tensor, mu: float) -> Tensor:
         weights = self._weights(z)
         return (weights * y + mu * z) / (weights + mu)
+
+    def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
+        part = copy.copy(self)
+        part.mask = self.mask[window]
+        return part, tuple(w.start for w in window)
 
     def start(self, y: Tensor) -> Tensor:
         """Missing samples take the value of the nearest observed one."""

@@ -36,6 +36,10 @@ class Noise(ABC):
     def std(self, z: Tensor) -> Tensor:
         """Standard deviation of each sample of ``y``."""
 
+    def residual_ratio(self, z: Tensor, y: Tensor) -> float:
+        """Mean of ``((z - y) / std(z))^2``: one where ``z`` explains ``y`` up to the noise."""
+        return float((((z - y) / self.std(z)) ** 2).mean())
+
     def variance_level(self, y: Tensor) -> float:
         """Mean noise variance, for methods that need one number; finite values of ``y`` only."""
         return float((self.std(y[torch.isfinite(y)]) ** 2).mean())

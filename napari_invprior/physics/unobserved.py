@@ -41,5 +41,15 @@ class Masked(Physics):
     def grid(self, geometry: Geometry) -> Geometry:
         return self.physics.grid(geometry)
 
+    def data_grid(self, geometry: Geometry) -> Geometry:
+        return self.physics.data_grid(geometry)
+
+    def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
+        part, start = self.physics.restricted(window)
+        return Masked(part, self.mask[window]), start
+
+    def reach(self) -> tuple[int, ...]:
+        return self.physics.reach()
+
     def start(self, y: Tensor) -> Tensor:
         return self.physics.start(y)

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Job, ShouldStop, never
-from napari_invprior.numerics.patches import PatchGrid, edges, random_offset
+from napari_invprior.numerics.patches import (
+    PatchGrid,
+    edges,
+    flat_index,
+    gather_patches,
+    positions_inside,
+    random_offset,
+)
 from napari_invprior.parameters import Parameters
 
 
@@ -165,6 +172,27 @@ class PatchPrior(Prior):
         )
         return self._value_and_grad(x, grid, grid.count * math.prod(grid.stride) / everywhere)
 
+    def drawn_value_and_grad(
+        self, x: Tensor, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Unbiased estimates of `g` and `grad` from ``count`` patches per plane drawn uniformly.
+
+        Slower than `subset_value_and_grad` (a gather instead of a strided copy); kept because the
+        papers draw patches this way.
+        """
+        planes = self.as_planes(x)
+        grid = self.patch_grid(planes.shape[2:])
+        drawn = torch.randint(grid.count, (count,), generator=generator).to(x.device)
+        index = flat_index(grid, self.joint_channels, drawn)
+        flat = planes.reshape(planes.shape[0], -1)
+        patches = flat[:, index].transpose(0, 1).reshape(self.dim, -1)
+        values, gradient = self.potential_and_grad(patches)
+        total = torch.zeros_like(flat)
+        scattered = gradient.view(self.dim, planes.shape[0], count).transpose(0, 1)
+        total.index_add_(1, index.flatten(), scattered.reshape(planes.shape[0], -1))
+        per_image = values.numel() // x.shape[0]
+        return values.view(x.shape[0], -1).mean(1), total.view_as(x) / per_image
+
     def _value_and_grad(self, x: Tensor, grid: PatchGrid, scale: float) -> tuple[Tensor, Tensor]:
         planes = self.as_planes(x)
         values, gradient = self.potential_and_grad(grid.extract(planes, grid.buffer(planes)))
@@ -173,36 +201,55 @@ class PatchPrior(Prior):
         return value, grid.adjoint(gradient).mul_(scale / per_image).view_as(x)
 
 
+MAX_PATCHES = 1_000_000
+"""More reference patches than this are thinned out at random; no prior gains from more."""
+
+
+def usable_positions(reference: Reference, prior: PatchPrior) -> Tensor:
+    """Grid positions of the reference's patches that lie inside its mask and hold no NaN."""
+    inside = torch.isfinite(reference.image).all(0)
+    if reference.mask is not None:
+        inside &= reference.mask.to(inside.device)
+    return positions_inside(inside, prior.patch)
+
+
 def reference_patches(
-    references: Sequence[Reference], prior: PatchPrior, stride: int = 1
+    references: Sequence[Reference],
+    prior: PatchPrior,
+    *,
+    limit: int = MAX_PATCHES,
+    seed: int = 0,
 ) -> Tensor:
-    """All patches of the references that lie wholly inside their masks and hold no NaN: (d, N).
+    """Patches of the references that lie wholly inside their masks and hold no NaN: (d, N).
+
+    Parameters
+    ----------
+    limit : int
+        Draw at most so many, uniformly.
 
     Raises
     ------
     InvalidInput
-        If no patch is left; the message names the largest region.
+        If no patch is left; the message names the sizes of the references.
     """
-    found = []
-    for reference in references:
-        space = tuple(reference.image.shape[1:])
-        if any(n < p for n, p in zip(space, prior.patch, strict=True)):
-            continue
-        planes = prior.as_planes(reference.image[None])
-        grid = prior.patch_grid(space, stride)
-        patches = grid.extract(planes)
-        inside = torch.isfinite(planes).all(1, keepdim=True)
-        if reference.mask is not None:
-            inside = inside & reference.mask.to(inside.device)
-        if not bool(inside.all()):
-            outside = (~inside).to(patches.dtype)
-            patches = patches[:, grid.extract(outside).sum(0) == 0]
-        found.append(patches)
-    matrix = torch.cat(found, 1) if found else torch.empty(prior.dim, 0)
-    if matrix.shape[1] == 0:
+    places = [usable_positions(reference, prior) for reference in references]
+    total = sum(len(place) for place in places)
+    if total == 0:
         sizes = [tuple(r.image.shape[1:]) for r in references]
         raise InvalidInput(
-            f"no patch of {prior.patch} px fits in the picked regions {sizes}; pick a larger "
-            "region or a smaller patch"
+            f"no patch of {prior.patch} px fits in the picked regions of the references {sizes}; "
+            "pick a larger region or choose a smaller patch"
         )
-    return matrix.to(prior.device)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for reference, place in zip(references, places, strict=True):
+        if total > limit:
+            share = torch.rand(len(place), generator=generator)
+            place = place[share < limit / total]
+        planes = prior.as_planes(reference.image[None])
+        grid = prior.patch_grid(planes.shape[2:])
+        if len(place) == grid.count:
+            found.append(grid.extract(planes))
+        else:
+            found += [gather_patches(plane, grid, place) for plane in planes]
+    return torch.cat(found, 1).to(prior.device)

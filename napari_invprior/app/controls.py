@@ -1,0 +1,233 @@
+"""Small pieces that every panel is made of: sections, buttons, lists, choosers of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_invprior import registry
+from napari_invprior.app.forms import Form, LayerNames
+from napari_invprior.errors import InvalidInput
+
+FAULT = "#e0605a"
+GOOD = "#4caf7d"
+"""Colours that are readable in napari's dark and light theme."""
+
+
+def row(*items: QWidget | str | int, spacing: int = 4) -> QHBoxLayout:
+    """Widgets side by side; a string becomes a label, a number a stretch."""
+    layout = QHBoxLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(spacing)
+    for item in items:
+        if isinstance(item, int):
+            layout.addStretch(item)
+        elif isinstance(item, str):
+            layout.addWidget(QLabel(item))
+        else:
+            layout.addWidget(item)
+    return layout
+
+
+def push(text: str, tooltip: str, clicked: Callable[[], Any], *, checkable: bool = False):  # noqa: ANN201
+    """A push button that is no wider than its text needs."""
+    button = QPushButton(text)
+    button.setToolTip(tooltip)
+    button.setCheckable(checkable)
+    button.clicked.connect(lambda _=False: clicked())
+    button.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+    button.setMinimumWidth(28)
+    return button
+
+
+class Picker(QComboBox):
+    """A list that keeps its choice when its entries change, and never forces the dock wide."""
+
+    def __init__(self, tooltip: str, changed: Callable[[], Any] | None = None) -> None:
+        super().__init__()
+        self.setToolTip(tooltip)
+        self.setSizeAdjustPolicy(
+            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        )
+        self.setMinimumContentsLength(8)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        if changed is not None:
+            self.currentIndexChanged.connect(lambda _: changed())
+
+    def wheelEvent(self, event: Any) -> None:  # noqa: N802
+        """Scroll the dock, do not change the choice by accident."""
+        event.ignore()
+
+    def offer(self, entries: Sequence[tuple[str, Any]], wanted: Any = None) -> None:
+        """Replace the entries (text, value); signals only when the chosen value changes."""
+        before = self.currentData()
+        kept = before if before in [value for _, value in entries] else wanted
+        self.blockSignals(True)
+        self.clear()
+        for text, value in entries:
+            self.addItem(text, value)
+        index = next((i for i, (_, value) in enumerate(entries) if value == kept), 0)
+        self.setCurrentIndex(index if entries else -1)
+        self.blockSignals(False)
+        if self.currentData() != before:
+            self.currentIndexChanged.emit(self.currentIndex())
+
+    def choose(self, value: Any) -> bool:
+        """Choose by value; False when it is not offered."""
+        index = next((i for i in range(self.count()) if self.itemData(i) == value), -1)
+        if index >= 0:
+            self.setCurrentIndex(index)
+        return index >= 0
+
+
+class Line(QLabel):
+    """One line of text whose height is always taken, so that nothing jumps; full text on hover."""
+
+    def __init__(self, tooltip: str, lines: int = 1) -> None:
+        super().__init__()
+        self._about, self._lines = tooltip, lines
+        self.setWordWrap(True)
+        self.setTextFormat(Qt.TextFormat.PlainText)  # layer names are never taken for HTML
+        self.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.setMinimumHeight(lines * self.fontMetrics().height() + 2)
+        self.say("")
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """As wide as there is room."""
+        return QSize(20, max(self.minimumHeight(), super().minimumSizeHint().height()))
+
+    def say(self, text: str, colour: str = "") -> None:
+        """Show a sentence; ``colour`` marks a fault or a success."""
+        if text == self.text() and colour == self.property("tone"):
+            return
+        self.setText(text)
+        self.setProperty("tone", colour)
+        self.setToolTip(f"{text}\n\n{self._about}" if text else self._about)
+        self.setStyleSheet(f"color: {colour};" if colour else "")
+
+
+class Section(QFrame):
+    """One step of the dock: number, title and main choice on the first line."""
+
+    def __init__(self, number: int, title: str, *head: QWidget) -> None:
+        super().__init__()
+        self.title = QLabel(f"{number}  {title}")
+        font = self.title.font()
+        font.setBold(True)
+        self.title.setFont(font)
+        self.title.setMinimumWidth(96)
+        self.box = QVBoxLayout(self)
+        self.box.setContentsMargins(6, 4, 6, 5)
+        self.box.setSpacing(3)
+        self.box.addLayout(row(self.title, *head))
+        self.setFrameShape(QFrame.Shape.StyledPanel)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+
+
+class MethodChooser(QWidget):
+    """A list of the registered methods of one kind, a gear, and the form of the chosen one.
+
+    Parameters
+    ----------
+    kind : str
+        ``"physics"``, ``"noise"``, ``"prior"`` or ``"solver"``.
+    tooltip : str
+        What is chosen.
+    layers : callable
+        Names of layers for fields that take one.
+    leave_out : sequence of str
+        Fields with a control of their own elsewhere.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self, kind: str, tooltip: str, *, layers: LayerNames = list, leave_out: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self._kind, self._layers, self._leave_out = kind, layers, leave_out
+        self._ndim = 2
+        self._forms: dict[tuple[str, int], Form] = {}
+        self._form: Form | None = None
+        self.list = Picker(tooltip, self._on_method)
+        self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
+        self.gear.setToolTip("Show or hide the options that are seldom needed.")
+        self.gear.toggled.connect(self._fold)
+        self._holder = QVBoxLayout(self)
+        self._holder.setContentsMargins(0, 0, 0, 0)
+        self.list.offer([(m.title, m.name) for m in registry.methods(kind)])
+        self._on_method()
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen method."""
+        return str(self.list.currentData())
+
+    @property
+    def method(self) -> registry.Method:
+        """The chosen method."""
+        return registry.get(self._kind, self.name)
+
+    @property
+    def form(self) -> Form:
+        """The form of the chosen method."""
+        assert self._form is not None
+        return self._form
+
+    def set_dimensions(self, ndim: int) -> None:
+        """Data of another number of axes: controls "per axis" change."""
+        if ndim != self._ndim:
+            self._ndim = ndim
+            self._on_method()
+
+    def _on_method(self) -> None:
+        if self.list.currentData() is None:
+            return
+        key = (self.name, self._ndim)
+        if key not in self._forms:
+            form = Form(
+                self.method.parameters, ndim=self._ndim, layers=self._layers,
+                leave_out=self._leave_out,
+            )
+            form.changed.connect(self.changed)
+            self._forms[key] = form
+            self._holder.addWidget(form)
+        for other, form in self._forms.items():
+            form.setVisible(other == key)
+        self._form = self._forms[key]
+        self._form.refresh_layers()
+        self.gear.setEnabled(self._form.has_advanced)
+        self._fold(self.gear.isChecked())
+        self.list.setToolTip(self.method.summary)
+        self.changed.emit()
+
+    def _fold(self, shown: bool) -> None:
+        self.form.show_advanced(shown)
+
+    def choice(self) -> dict[str, Any]:
+        """Plain data for a recipe; raises `InvalidInput`."""
+        return {"kind": self.name} | self.form.chosen()
+
+    def choose(self, choice: Mapping[str, Any]) -> None:
+        """Show the choice of a recipe."""
+        if not self.list.choose(choice["kind"]):
+            raise InvalidInput(f"there is no {self._kind} {choice['kind']!r}")
+        self.form.set_values({k: v for k, v in choice.items() if k != "kind"})
+
+    def refresh_layers(self) -> None:
+        """Offer the layers that exist now."""
+        self.form.refresh_layers()

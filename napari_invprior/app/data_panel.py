@@ -1,0 +1,241 @@
+"""Step 1: the observation, how it was measured, its noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from napari.components import ViewerModel
+from napari.layers import Image, Labels, Layer
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QLabel, QWidget
+from superqt.utils import qdebounced
+
+from napari_invprior.app.controls import FAULT, Line, MethodChooser, Picker, Section, row
+from napari_invprior.app.layers import (
+    META,
+    Snapshot,
+    finest,
+    geometry_of,
+    is_lazy,
+    possible_dimensions,
+    recipe_of,
+    subset,
+)
+from napari_invprior.app.regions import space_shape
+from napari_invprior.app.request import grid_for
+from napari_invprior.errors import InvalidInput
+
+QUICK = 4_000_000
+"""Samples of an observation whose noise is estimated while the user looks on."""
+
+WORDS = {2: "2D", 3: "3D"}
+
+
+def role_of(layer: Layer) -> str:
+    """What our sample data say a layer is for: ``"observation"``, ``"reference"``, ..."""
+    facts = layer.metadata.get(META)
+    return str(facts.get("role", "")) if isinstance(facts, dict) else ""
+
+
+def by_role(layers: list[Layer], role: str) -> str | None:
+    """Name of the newest layer with a role."""
+    names = [layer.name for layer in layers if role_of(layer) == role]
+    return names[-1] if names else None
+
+
+class DataPanel(Section):
+    """Chooses the observation and describes how it came about."""
+
+    changed = Signal()
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        self.viewer = viewer
+        self.observation = Picker("The poor image or volume that is to be improved.",
+                                  self._on_observation)
+        self.dimensions = Picker(
+            "Read the layer as planes (2D) or as a volume (3D); other axes become frames.",
+            self._on_dimensions,
+        )
+        self.dimensions.setMinimumContentsLength(2)
+        self.dimensions.setMaximumWidth(56)
+        super().__init__(1, "Data", self.observation, self.dimensions)
+        self.about = Line("Size of the observation, size of the result, number type.")
+        self.box.addWidget(self.about)
+        self.physics = MethodChooser(
+            "physics", "How the observation came about.", layers=self._mask_layers
+        )
+        self.noise = MethodChooser("noise", "The noise of the observation.")
+        self.truth = Picker("The true image, where it is known: for figures only.", self.changed.emit)
+        measured = QLabel("measured by")
+        measured.setToolTip("How the observation came about.")
+        self.box.addLayout(row(measured, self.physics.list, self.physics.gear))
+        self.box.addWidget(self.physics)
+        noisy = QLabel("noise")
+        noisy.setToolTip("The noise of the observation.")
+        for label in (measured, noisy):
+            label.setMinimumWidth(78)
+        self.box.addLayout(row(noisy, self.noise.list, self.noise.gear))
+        self.box.addWidget(self.noise)
+        self.truth_row = QWidget()
+        known = QLabel("truth")
+        known.setToolTip(self.truth.toolTip())
+        known.setMinimumWidth(78)
+        self.truth_row.setLayout(row(known, self.truth))
+        self.box.addWidget(self.truth_row)
+        self.physics.changed.connect(self._describe)
+        self.noise.changed.connect(self.changed)
+        self._estimate = qdebounced(self._estimate_now, timeout=150)
+        self.refresh()
+
+    # ---- layers
+
+    def images(self) -> list[Layer]:
+        """Layers that can be an observation, a reference or a truth."""
+        return [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+
+    def _mask_layers(self) -> list[str]:
+        return [
+            layer.name for layer in self.viewer.layers if isinstance(layer, Image | Labels)
+        ]
+
+    def refresh(self) -> None:
+        """The viewer's layers changed."""
+        images = self.images()
+        active = self.viewer.layers.selection.active
+        wanted = by_role(images, "observation") or (
+            active.name if isinstance(active, Image) else None
+        )
+        sources = [layer for layer in images if recipe_of(layer) is None]
+        self.observation.offer([(i.name, i.name) for i in sources], wanted)
+        truth = by_role(images, "truth")
+        self.truth.offer([("none", None), *((i.name, i.name) for i in images)], truth)
+        if self.truth.currentData() is None and truth is not None:
+            self.truth.choose(truth)
+        self.physics.refresh_layers()
+        mask = next((n for n in self.viewer.layers if role_of(n) == "mask"), None)
+        if mask is not None and self.physics.name == "inpainting":
+            self._use_mask(mask.name)
+        self._describe()
+
+    def _use_mask(self, name: str) -> None:
+        form = self.physics.form
+        if form.values().get("mask") is None:
+            form.editors["mask"].set({"layer": name})
+
+    @property
+    def layer(self) -> Layer | None:
+        """The chosen observation."""
+        name = self.observation.currentData()
+        return self.viewer.layers[name] if name in self.viewer.layers else None
+
+    @property
+    def ndim(self) -> int:
+        """Space axes in use."""
+        return int(self.dimensions.currentData() or 2)
+
+    def _on_observation(self) -> None:
+        layer = self.layer
+        options = possible_dimensions(layer) if layer is not None else (2,)
+        self.dimensions.offer([(WORDS[n], n) for n in options], options[0])
+        self.dimensions.choose(options[0])
+        self.dimensions.setEnabled(len(options) > 1)
+        self._on_dimensions()
+
+    def _on_dimensions(self) -> None:
+        if not hasattr(self, "physics"):
+            return
+        self.physics.set_dimensions(self.ndim)
+        self._describe()
+
+    # ---- what is said
+
+    def _describe(self) -> None:
+        """Sizes, type and what is missing."""
+        if not hasattr(self, "truth_row"):
+            return
+        problem = self.problem()
+        layer = self.layer
+        if layer is None or problem:
+            self.about.say(problem, FAULT if layer is not None else "")
+        else:
+            self.about.say(self._sizes(layer))
+        self._estimate()
+        self.changed.emit()
+
+    def _sizes(self, layer: Layer) -> str:
+        space = space_shape(layer, self.ndim)
+        whole = geometry_of(layer)
+        geometry = subset(whole, list(range(len(whole.scale) - self.ndim, len(whole.scale))))
+        grid = grid_for(self.physics.choice(), space, geometry)
+        parts = [" × ".join(map(str, space))]
+        if grid is not None and grid[0] != space:
+            parts[0] += " → " + " × ".join(map(str, grid[0]))
+        parts[0] += " px" if self.ndim == 2 else " voxels"
+        parts.append(str(finest(layer).dtype))
+        if getattr(layer, "rgb", False):
+            parts.append("colours")
+        scale = geometry.scale
+        if max(scale) > 1.05 * min(scale):
+            parts.append("anisotropic: choose factor and blur per axis")
+        return ", ".join(parts)
+
+    def problem(self) -> str:
+        """What is missing before this step is ready; empty when nothing is."""
+        layer = self.layer
+        if layer is None:
+            return "Open an image, or File > Open Sample > Inverse priors."
+        kind = np.dtype(finest(layer).dtype)
+        if kind.kind == "c":
+            return f"{layer.name!r} holds complex numbers; give its magnitude or one part."
+        if kind.kind not in "buif":
+            return f"{layer.name!r} holds {kind} values, which are no intensities."
+        if int(np.prod(space_shape(layer, self.ndim))) <= 1:
+            return f"{layer.name!r} is a single sample; open an image."
+        try:
+            choice = self.physics.choice()
+            self.noise.choice()
+        except InvalidInput as error:
+            return str(error)
+        for field in self.physics.method.cls.array_inputs:
+            if field == "mask" and not choice.get(field):
+                return "Choose the layer that marks the observed samples (mask)."
+        return ""
+
+    def _estimate_now(self) -> None:
+        """Show the estimated noise level in the empty field, where that is quick."""
+        layer = self.layer
+        if layer is None or self.noise.name != "gaussian" or self.problem():
+            return
+        text = "estimated"
+        quick = not is_lazy(layer) and np.prod(finest(layer).shape) <= QUICK
+        if quick and self.physics.name != "inpainting":
+            sigma = estimated_sigma(Snapshot.of(layer, self.ndim))
+            if sigma is not None:
+                text = f"{sigma:.4f} (estimated)"
+        self.noise.form.hint("sigma", text)
+
+    # ---- recipe
+
+    def part(self) -> dict[str, Any]:
+        """This step's part of the recipe; raises `InvalidInput`."""
+        truth = self.truth.currentData()
+        return {
+            "observation": {"layer": self.observation.currentData()},
+            "truth": None if truth is None else {"layer": truth},
+            "physics": self.physics.choice(),
+            "noise": self.noise.choice(),
+        }
+
+
+def estimated_sigma(snapshot: Snapshot) -> float | None:
+    """Noise level of an observation (of 0-1); None where it cannot be told."""
+    import torch
+
+    from napari_invprior.numerics.noise_level import estimate_sigma
+
+    try:
+        sigma, _ = estimate_sigma(torch.from_numpy(snapshot.image().normalised()))
+    except InvalidInput:
+        return None
+    return sigma if np.isfinite(sigma) else None

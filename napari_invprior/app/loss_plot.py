@@ -1,0 +1,116 @@
+"""The learning curve with named levels to compare it with."""
+
+from __future__ import annotations
+
+import pyqtgraph
+from napari.settings import get_settings
+from napari.utils.theme import get_theme
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0)}
+"""Losses that are drawn as curves: label and line width."""
+
+LEVELS = {"gaussian": "Gaussian", "gmm": "GMM", "pca_gmm": "PCA-GMM"}
+"""Losses that are drawn as dashed levels."""
+
+COLOURS = {"held_out": "#2f9e8f", "train": "#8aa0b4", "gaussian": "#e08a3c", "gmm": "#b678d6",
+           "pca_gmm": "#d65a7a"}
+
+
+class LossPlot(QWidget):
+    """Curves of one training against the number of steps."""
+
+    def __init__(self, height: int = 120) -> None:
+        super().__init__()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self.plot = pyqtgraph.PlotWidget()
+        self.plot.setMenuEnabled(False)
+        self.plot.hideButtons()
+        self.plot.setMouseEnabled(False, False)
+        self.setToolTip(
+            "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
+            "Gaussians reaches on the same patches."
+        )
+        layout.addWidget(self.plot)
+        self.setFixedHeight(height)
+        self.points: dict[str, tuple[list[float], list[float]]] = {}
+        self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
+        self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
+        self._legend = self.plot.addLegend(offset=(-4, 2), labelTextSize="7pt", verSpacing=-8)
+        self.follow_theme()
+        get_settings().appearance.events.theme.connect(self.follow_theme)
+        self.destroyed.connect(_forget(self.follow_theme))
+
+    def follow_theme(self, event: object = None) -> None:
+        """Take background and text colours of napari's theme."""
+        theme = get_theme(get_settings().appearance.theme)
+        text, back = theme.text.as_hex(), theme.background.as_hex()
+        self.plot.setBackground(back)
+        item = self.plot.getPlotItem()
+        for side in ("left", "bottom"):
+            axis = item.getAxis(side)
+            axis.setPen(text)
+            axis.setTextPen(text)
+            font = self.font()
+            font.setPointSizeF(7)
+            axis.setTickFont(font)
+        item.getAxis("left").setWidth(34)
+        item.setLabel("bottom", "step", **{"font-size": "7pt", "color": text})
+        self._legend.setLabelTextColor(text)
+
+    def clear(self) -> None:
+        """Begin a new training."""
+        for item in (*self._curves.values(), *self._levels.values()):
+            self.plot.removeItem(item)
+        self._legend.clear()
+        self.points.clear()
+        self._curves.clear()
+        self._levels.clear()
+
+    def add(self, step: int, losses: dict[str, float]) -> None:
+        """Add one point per loss; unknown names become curves of their own."""
+        for name, value in losses.items():
+            if value != value:  # NaN: nothing to draw
+                continue
+            if name in LEVELS:
+                self._level(name, value)
+            else:
+                self._point(name, step, value)
+
+    def _point(self, name: str, step: int, value: float) -> None:
+        steps, values = self.points.setdefault(name, ([], []))
+        if steps and step < steps[-1]:  # a training that was resumed
+            step += steps[-1]
+        steps.append(step)
+        values.append(value)
+        if name not in self._curves:
+            label, width = CURVES.get(name, (name.replace("_", " "), 1.0))
+            pen = pyqtgraph.mkPen(COLOURS.get(name, "#888888"), width=width)
+            self._curves[name] = self.plot.plot([], [], pen=pen, name=label)
+        self._curves[name].setData(steps, values)
+
+    def _level(self, name: str, value: float) -> None:
+        if name not in self._levels:
+            pen = pyqtgraph.mkPen(COLOURS[name], width=1.5, style=Qt.PenStyle.DashLine)
+            self._levels[name] = line = pyqtgraph.InfiniteLine(
+                angle=0, pen=pen, label=LEVELS[name],
+                labelOpts={"position": 0.2, "color": COLOURS[name], "anchors": [(0, 1), (0, 1)]},
+            )
+            self.plot.addItem(line)
+        self._levels[name].setValue(value)
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Named levels in the plot."""
+        return {name: float(line.value()) for name, line in self._levels.items()}
+
+
+def _forget(callback: object) -> object:
+    """Disconnect from the settings, which live longer than any plot."""
+
+    def disconnect(*_: object) -> None:
+        get_settings().appearance.events.theme.disconnect(callback)
+
+    return disconnect

@@ -1,0 +1,137 @@
+"""Step 3: the prior, its training, its curve and what it generates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QProgressBar, QSizePolicy
+
+from napari_invprior.app.controls import FAULT, GOOD, Line, MethodChooser, Section, push, row
+from napari_invprior.app.gallery import PatchGallery
+from napari_invprior.app.loss_plot import LossPlot
+from napari_invprior.app.words import clock
+from napari_invprior.errors import InvalidInput
+from napari_invprior.jobs import Preview, Progress
+
+
+class PriorPanel(Section):
+    """Chooses a prior; Train, Pause and Cancel; loss curve beside generated patches."""
+
+    changed = Signal()
+    train_clicked = Signal()
+    pause_clicked = Signal()
+    cancel_clicked = Signal()
+    save_clicked = Signal()
+    load_clicked = Signal()
+
+    def __init__(self) -> None:
+        self.chooser = MethodChooser("prior", "What images look like.")
+        super().__init__(3, "Prior", self.chooser.list, self.chooser.gear)
+        self.box.addWidget(self.chooser)
+        self.train = push("Train", "Learn from the regions of step 2; continues a prior that was "
+                          "trained before. (Alt+T)", self.train_clicked.emit)
+        self.pause = push("Pause", "Hold the training; press again to go on.",
+                          self.pause_clicked.emit, checkable=True)
+        self.cancel = push("Cancel", "Stop; what was learnt so far is kept.",
+                           self.cancel_clicked.emit)
+        self.restart = push("New", "Forget what was learnt and begin anew with the next Train.",
+                            self._forget)
+        self.save = push("Save…", "Save the trained prior as a .safetensors file.",
+                         self.save_clicked.emit)
+        self.load = push("Load…", "Load a prior that was saved before.", self.load_clicked.emit)
+        self.box.addLayout(
+            row(self.train, self.pause, self.cancel, 1, self.restart, self.save, self.load,
+                spacing=3)
+        )
+        self.bar = progress_bar("How far the training is.")
+        self.about = Line("State of the prior; time used and time left.")
+        self.box.addWidget(self.bar)
+        self.box.addWidget(self.about)
+        self.plot = LossPlot(112)
+        self.gallery = PatchGallery("generated patches", "appear while it trains", 112)
+        self.box.addLayout(row(self.plot, self.gallery, spacing=6))
+        self.prior: Any = None
+        self.facts: dict[str, Any] = {}
+        self.limits: tuple[float, float] | None = None
+        self.chooser.changed.connect(self._on_choice)
+
+    # ---- the prior in hand
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a prior to reconstruct with."""
+        return self.prior is not None and bool(self.prior.is_fitted)
+
+    def hold(self, prior: Any, facts: dict[str, Any], text: str) -> None:
+        """Keep a trained or loaded prior."""
+        self.prior, self.facts = prior, facts
+        self.about.say(text, GOOD if self.fitted else "")
+        self.changed.emit()
+
+    def _forget(self) -> None:
+        self.plot.clear()
+        self.gallery.show_patches(None)
+        self.hold(None, {}, "No prior yet: press Train.")
+
+    def matches(self, ndim: int) -> bool:
+        """Whether the prior in hand is what the form asks for, so that Train continues it."""
+        if self.prior is None or self.prior.name != self.chooser.name or self.prior.ndim != ndim:
+            return False
+        try:
+            return bool(self.prior.parameters == self.chooser.form.value())
+        except InvalidInput:
+            return False
+
+    def _on_choice(self) -> None:
+        self.changed.emit()
+
+    def patch(self, ndim: int, channels: int = 1) -> tuple[int, ...] | None:
+        """Patch edges of the chosen prior; None while its form is faulty."""
+        try:
+            parameters = self.chooser.form.value()
+            return tuple(self.chooser.method.cls(parameters, ndim=ndim, channels=channels).patch)
+        except InvalidInput:
+            return None
+
+    # ---- a running training
+
+    def begin(self, *, anew: bool) -> None:
+        """A training starts."""
+        if anew:
+            self.plot.clear()
+            self.gallery.show_patches(None)
+        self.bar.setValue(0)
+        self.about.say("preparing…")
+
+    def progress(self, event: Progress) -> None:
+        """Show how far it is."""
+        show_progress(self.bar, event)
+        best = event.losses.get("held_out")
+        figure = f" · held out {best:.2f}" if best is not None else ""
+        self.about.say(f"step {event.step} of {event.total} · {clock(event)}{figure}")
+        self.plot.add(event.step, dict(event.losses))
+
+    def preview(self, event: Preview) -> None:
+        """Show generated patches with the contrast of the real ones."""
+        self.gallery.show_patches(event.array, self.limits)
+
+    def fail(self, text: str) -> None:
+        """The training failed; an earlier prior stays."""
+        self.about.say(text, FAULT)
+
+
+def progress_bar(tooltip: str) -> QProgressBar:
+    """A thin bar that is always there."""
+    bar = QProgressBar()
+    bar.setToolTip(tooltip)
+    bar.setTextVisible(False)
+    bar.setFixedHeight(6)
+    bar.setRange(0, 1000)
+    bar.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return bar
+
+
+def show_progress(bar: QProgressBar, event: Progress) -> None:
+    """Set the bar to the share of the steps that is done."""
+    bar.setValue(int(1000 * event.step / max(1, event.total)))

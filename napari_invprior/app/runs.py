@@ -1,0 +1,238 @@
+"""From a pressed button to a job, and from its events to panels and layers."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any, Protocol
+
+from napari.components import ViewerModel
+from napari.layers import Layer
+from napari.utils.notifications import notification_manager, show_error, show_warning
+from qtpy.QtCore import QObject, Signal
+
+from napari_invprior.app import preferences
+from napari_invprior.app.data_panel import DataPanel
+from napari_invprior.app.history import History
+from napari_invprior.app.jobs import JobEnd, JobRunner
+from napari_invprior.app.layers import META, free_name, recipe_of, result_layer
+from napari_invprior.app.prior_panel import PriorPanel
+from napari_invprior.app.reconstruct_panel import ReconstructPanel
+from napari_invprior.app.reference_panel import ReferencePanel
+from napari_invprior.app.request import PlacedPreview, Request, request
+from napari_invprior.app.words import duration, figures
+from napari_invprior.errors import InvalidInput, InvPriorError
+from napari_invprior.jobs import Event, Message, Preview, Progress
+
+TRAIN, RECONSTRUCT = "train", "reconstruct"
+PREVIEW = "preview"
+
+
+class Panels(Protocol):
+    """The four steps of the dock."""
+
+    data: DataPanel
+    references: ReferencePanel
+    prior: PriorPanel
+    result: ReconstructPanel
+
+
+class Runs(QObject):
+    """Starts trainings and reconstructions and shows what comes of them.
+
+    Signals
+    -------
+    said : str, bool
+        A sentence for the line below the steps; whether it is a warning.
+    changed
+        The state of the jobs or the results changed.
+    """
+
+    said = Signal(str, bool)
+    changed = Signal()
+
+    def __init__(self, viewer: ViewerModel, panels: Panels, parent: QObject) -> None:
+        super().__init__(parent)
+        self.viewer, self.panels = viewer, panels
+        self.history = History(viewer)
+        self.runner = JobRunner(self, preferences.cpu_threads)
+        self.runner.event.connect(self._on_event)
+        self.runner.ended.connect(self._on_end)
+        self.runner.state_changed.connect(lambda _: self.changed.emit())
+        self.request: Request | None = None
+        self.outcomes: weakref.WeakKeyDictionary[Layer, Any] = weakref.WeakKeyDictionary()
+        self._preview: Layer | None = None
+
+    # ---- start
+
+    def recipe(self, task: str) -> dict[str, Any]:
+        """The recipe that the dock shows; raises `InvalidInput`."""
+        panels = self.panels
+        recipe: dict[str, Any] = {"version": 1, "task": task}
+        if task == RECONSTRUCT or not panels.data.problem():
+            recipe |= panels.data.part()
+        recipe |= panels.references.part()
+        recipe |= panels.result.part()
+        prior = panels.prior
+        if task == TRAIN or (panels.result.needs_prior and not prior.fitted):
+            recipe["prior"] = prior.chooser.choice()
+        elif panels.result.needs_prior:
+            recipe["prior"] = {"kind": prior.prior.name} | prior.prior.parameters.model_dump(
+                mode="json", exclude_defaults=True
+            )
+        else:
+            recipe["prior"] = None
+        recipe["task"] = "fit" if task == TRAIN else task
+        recipe["device"] = preferences.device()
+        return recipe
+
+    def train(self) -> None:
+        """Train the prior of step 3, or continue its training."""
+        panels = self.panels
+        ndim = panels.data.ndim
+        # a copy: results keep the prior they were made with, a failed run keeps the old one
+        held = copy.deepcopy(panels.prior.prior) if panels.prior.matches(ndim) else None
+        self._start(TRAIN, lambda: self.recipe(TRAIN), held)
+
+    def reconstruct(self) -> None:
+        """Reconstruct with the prior in hand."""
+        needed = self.panels.result.needs_prior
+        self._start(
+            RECONSTRUCT, lambda: self.recipe(RECONSTRUCT),
+            self.panels.prior.prior if needed else None,
+        )
+
+    def again(self) -> None:
+        """Repeat the run of the shown result, or the one a loaded prior remembers."""
+        shown = self.history.shown
+        recipe = recipe_of(shown) or self.panels.prior.facts.get("recipe")
+        if recipe is None:
+            self.said.emit("there is no result whose run could be repeated", True)
+            return
+        outcome = self.outcomes.get(shown) if shown is not None else None
+        prior = outcome.prior if outcome is not None else self.panels.prior.prior
+        self._start(RECONSTRUCT, lambda: dict(recipe), prior)
+
+    def _start(self, name: str, recipe: Any, prior: Any) -> None:
+        """Copy what is needed and start; say in place why not."""
+        if self.runner.state != "idle":
+            return
+        if JobRunner.process_is_busy():
+            self.said.emit("another window runs a job; wait for it or cancel it there", True)
+            return
+        try:
+            wanted = request(self.viewer, recipe(), prior, self.panels.data.ndim)
+        except InvalidInput as error:
+            self._failed(name, str(error))
+            return
+        self.request = wanted
+        if name == TRAIN:
+            self.panels.prior.begin(anew=prior is None)
+        else:
+            self.panels.result.begin()
+        self.panels.prior.limits = self.panels.references.normalised_limits()
+        self.runner.start(name, wanted.job)
+
+    # ---- while it runs
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Message):
+            warning = event.level == "warning"
+            self.said.emit(event.text, warning)
+            if warning:
+                show_warning(event.text)
+        elif isinstance(event, Progress):
+            if event.stage == "train":
+                self.panels.prior.progress(event)
+            if self.runner.name == RECONSTRUCT:
+                self.panels.result.progress(event)
+        elif isinstance(event, Preview) and event.kind == "patches":
+            self.panels.prior.preview(event)
+        elif isinstance(event, Preview) and isinstance(event.array, PlacedPreview):
+            self._show_preview(event.array)
+
+    def _show_preview(self, preview: PlacedPreview) -> None:
+        observed = self.request.observation if self.request is not None else None
+        if observed is None:
+            return
+        layer = result_layer(
+            preview.array, preview.geometry, observed, name=PREVIEW, rgb=preview.rgb,
+            metadata={META: {"role": PREVIEW}},
+        ) if self._preview is None else None
+        if layer is not None:
+            active = self.viewer.layers.selection.active
+            self._preview = self.viewer.add_layer(layer)
+            self.viewer.layers.selection.active = active
+        elif self._preview in self.viewer.layers:
+            self._preview.data = preview.array
+
+    def _drop_preview(self) -> None:
+        if self._preview is not None and self._preview in self.viewer.layers:
+            self.viewer.layers.remove(self._preview)
+        self._preview = None
+
+    # ---- the end
+
+    def _on_end(self, end: JobEnd) -> None:
+        self._drop_preview()
+        wanted, self.request = self.request, None
+        if end.how == "failed" and end.error is not None:
+            self._report(end.name, end.error)
+        elif end.name == TRAIN:
+            self._trained(end)
+        elif end.name == RECONSTRUCT and end.how == "done" and wanted is not None:
+            self._reconstructed(end.value, wanted)
+        elif end.name == RECONSTRUCT:
+            self.panels.result.about.say("cancelled; earlier results are kept")
+        elif end.how == "done":
+            self.said.emit(f"{end.name} done: {end.value}", False)
+        self.changed.emit()
+
+    def _trained(self, end: JobEnd) -> None:
+        outcome, panel = end.value, self.panels.prior
+        if outcome is None or outcome.prior is None or not outcome.prior.is_fitted:
+            panel.about.say(
+                "cancelled; the earlier prior is kept" if panel.fitted else
+                "cancelled before anything was learnt"
+            )
+            return
+        how = "trained" if end.how == "done" else "cancelled: the best state so far is kept, Train continues"
+        panel.hold(outcome.prior, dict(outcome.facts), f"{how} · {duration(outcome.seconds)}")
+
+    def _reconstructed(self, outcome: Any, wanted: Request) -> None:
+        observed = wanted.observation
+        if outcome is None or observed is None:
+            return
+        for output in outcome.layers:
+            layer = result_layer(
+                output.array, output.geometry, observed,
+                name=free_name(self.viewer, output.name), rgb=output.rgb, kind=output.kind,
+                metadata={META: dict(output.metadata)},
+            )
+            self.history.add(layer)
+            self.outcomes[layer] = outcome
+        panel = self.panels.result
+        panel.about.say(f"{figures(outcome.metrics)} · {duration(outcome.seconds)}")
+        panel.bar.setValue(panel.bar.maximum())
+        if outcome.metrics.get("weight"):
+            panel.set_weight(outcome.metrics["weight"])
+        if outcome.prior is not None and not self.panels.prior.fitted:
+            self.panels.prior.hold(outcome.prior, dict(outcome.facts), "trained")
+        for sentence in wanted.changes(self.viewer):
+            self.said.emit(sentence, True)
+            show_warning(sentence)
+
+    def _report(self, name: str, error: Exception) -> None:
+        """Tell the user; what is no known fault comes with its traceback."""
+        self._failed(name, str(error))
+        if isinstance(error, InvPriorError):
+            show_error(str(error))
+        else:
+            notification_manager.receive_error(type(error), error, error.__traceback__)
+
+    def _failed(self, name: str, text: str) -> None:
+        from napari_invprior.app.controls import FAULT
+
+        panel = self.panels.prior if name == TRAIN else self.panels.result
+        panel.about.say(text, FAULT)
+        self.said.emit(text, True)

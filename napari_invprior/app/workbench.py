@@ -1,0 +1,307 @@
+"""The dock: Data, References, Prior, Reconstruct from top to bottom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import napari
+from napari.utils.notifications import show_error, show_info
+from qtpy.QtCore import QEvent, QSize, Qt
+from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtWidgets import (
+    QApplication,
+    QFileDialog,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_invprior.app.controls import FAULT, Line
+from napari_invprior.app.data_panel import DataPanel
+from napari_invprior.app.layers import recipe_of
+from napari_invprior.app.prior_panel import PriorPanel
+from napari_invprior.app.reconstruct_panel import ReconstructPanel
+from napari_invprior.app.reference_panel import ReferencePanel
+from napari_invprior.app.runs import RECONSTRUCT, TRAIN, Runs
+from napari_invprior.app.saving import load, save_prior_facts, save_result_job
+from napari_invprior.errors import InvPriorError
+
+SHORTCUTS = {
+    "Alt+P": "toggle pick mode",
+    "Alt+T": "train, or pause and go on",
+    "Alt+R": "reconstruct",
+    "Alt+C": "cancel the running job",
+    "Alt+Left": "previous result",
+    "Alt+Right": "next result",
+}
+"""Keys that work anywhere in the window while the dock is open."""
+
+
+class Workbench(QWidget):
+    """From a poor image and good references to a better image.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.setObjectName("Inverse priors workbench")
+        self.data = DataPanel(self.viewer)
+        self.references = ReferencePanel(self.viewer, lambda: self.data.ndim)
+        self.prior = PriorPanel()
+        self.result = ReconstructPanel()
+        self.runs = Runs(self.viewer, self, self)
+        self.message = Line("What the running or last job said.", 2)
+        self._messages: list[str] = []
+        self._closed = False
+        self._lay_out()
+        self._connect()
+        self._bind_keys()
+        self._on_layers()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Wide enough for all buttons; the height scrolls."""
+        return QSize(430, 700)
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        steps = QVBoxLayout(inner)
+        steps.setContentsMargins(2, 2, 2, 2)
+        steps.setSpacing(4)
+        for panel in (self.data, self.references, self.prior, self.result):
+            steps.addWidget(panel)
+        steps.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        scroll.setMinimumWidth(inner.minimumSizeHint().width() + 14)
+        scroll.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.setSpacing(2)
+        outer.addWidget(scroll, 1)
+        outer.addWidget(self.message)
+
+    def _connect(self) -> None:
+        for event in ("inserted", "removed"):
+            getattr(self.viewer.layers.events, event).connect(self._on_layers)
+        for panel in (self.data, self.references, self.prior, self.result):
+            panel.changed.connect(self._update)
+        self.data.changed.connect(self._on_data)
+        self.runs.changed.connect(self._update)
+        self.runs.said.connect(self._say)
+        prior, result, runner = self.prior, self.result, self.runs.runner
+        prior.train_clicked.connect(self.runs.train)
+        prior.pause_clicked.connect(self._toggle_pause)
+        prior.cancel_clicked.connect(runner.cancel)
+        prior.save_clicked.connect(self._ask_save_prior)
+        prior.load_clicked.connect(self._ask_load_prior)
+        result.run_clicked.connect(self.runs.reconstruct)
+        result.cancel_clicked.connect(runner.cancel)
+        result.again_clicked.connect(self.runs.again)
+        result.script_clicked.connect(self.copy_script)
+        result.save_clicked.connect(self._ask_save_result)
+        result.older_clicked.connect(lambda: self._step(-1))
+        result.newer_clicked.connect(lambda: self._step(1))
+
+    def _bind_keys(self) -> None:
+        """Shortcuts belong to the dock: Qt removes them with it."""
+        actions = {
+            "Alt+P": self.references.toggle_pick,
+            "Alt+T": self._train_or_pause,
+            "Alt+R": self.result.run.click,
+            "Alt+C": self.runs.runner.cancel,
+            "Alt+Left": lambda: self._step(-1),
+            "Alt+Right": lambda: self._step(1),
+        }
+        for keys, action in actions.items():
+            shortcut = QShortcut(QKeySequence(keys), self)
+            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+            shortcut.activated.connect(action)
+
+    # ---- what changes
+
+    def _on_layers(self, event: Any = None) -> None:
+        """Layers came or went."""
+        if event is not None and getattr(event, "type", "") == "inserted":
+            event.value.events.name.connect(self._on_layers)
+        self.data.refresh()
+        self.references.refresh()
+        self._update()
+
+    def _on_data(self) -> None:
+        """The number of axes may have changed."""
+        ndim = self.data.ndim
+        self.prior.chooser.set_dimensions(ndim)
+        self.result.solver.set_dimensions(ndim)
+        self.references.picker.ndim = ndim
+
+    def _update(self) -> None:
+        """Enable what can be done, and say in place what is missing."""
+        if self._closed:
+            return
+        runner = self.runs.runner
+        idle, training = runner.state == "idle", runner.name == TRAIN
+        patch = self.prior.patch(self.data.ndim)
+        if patch is not None:
+            self.references.set_patch(patch)
+        missing = self.references.problem() or ("" if patch else "correct the values above")
+        prior, result = self.prior, self.result
+        prior.train.setEnabled(idle and not missing)
+        prior.pause.setEnabled(training and runner.state in ("running", "paused"))
+        prior.pause.setChecked(runner.state == "paused")
+        prior.pause.setText("Resume" if runner.state == "paused" else "Pause")
+        prior.cancel.setEnabled(training and runner.state != "stopping")
+        prior.restart.setEnabled(idle and prior.prior is not None)
+        prior.save.setEnabled(idle and prior.fitted)
+        prior.load.setEnabled(idle)
+        if idle and not prior.fitted and not prior.about.property("tone"):
+            prior.about.say(f"To train, {missing}." if missing else "Ready: press Train.")
+        blocked = self.data.problem()
+        if not blocked and result.needs_prior and not prior.fitted:
+            blocked = "Train a prior first (step 3), or load one."
+        result.run.setEnabled(idle and not blocked)
+        result.cancel.setEnabled(runner.name == RECONSTRUCT and runner.state != "stopping")
+        shown = self.runs.history.shown
+        if idle and shown is None and not result.about.property("tone"):
+            result.about.say(blocked or "Ready: press Reconstruct.")
+        self._update_history(idle)
+
+    def _update_history(self, idle: bool) -> None:
+        history, result = self.runs.history, self.result
+        shown = history.shown
+        result.older.setEnabled(history.can_step(-1))
+        result.newer.setEnabled(history.can_step(1))
+        result.shown.setText(shown.name if shown is not None else "no result yet")
+        known = recipe_of(shown) is not None or "recipe" in self.prior.facts
+        result.again.setEnabled(idle and known)
+        result.script.setEnabled(known)
+        result.save.setEnabled(idle and shown is not None and shown in self.runs.outcomes)
+
+    def _say(self, text: str, warning: bool) -> None:
+        self._messages = [*self._messages[-19:], text]
+        self.message.say(text, FAULT if warning else "")
+
+    # ---- actions
+
+    def _toggle_pause(self) -> None:
+        runner = self.runs.runner
+        if runner.state == "paused":
+            runner.resume()
+        else:
+            runner.pause()
+        self._update()
+
+    def _train_or_pause(self) -> None:
+        if self.runs.runner.name == TRAIN:
+            self._toggle_pause()
+        else:
+            self.prior.train.click()
+
+    def _step(self, by: int) -> None:
+        self.runs.history.step(by)
+        self._update()
+
+    def copy_script(self) -> None:
+        """Put a script of the shown result's run on the clipboard."""
+        from napari_invprior import recipes
+
+        recipe = recipe_of(self.runs.history.shown) or self.prior.facts.get("recipe")
+        if recipe is not None:
+            QApplication.clipboard().setText(recipes.script(recipes.parse(recipe)))
+            show_info("The script is on the clipboard.")
+
+    def _ask_save_prior(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(
+            self, "Save the prior", "prior.safetensors", "Prior (*.safetensors)"
+        )
+        if name:
+            self.save_prior(Path(name))
+
+    def save_prior(self, path: Path) -> bool:
+        """Write the prior in hand; False (and a notification) when that fails."""
+        try:
+            save_prior_facts(path, self.prior, recipe_of(self.runs.history.shown))
+        except InvPriorError as error:
+            show_error(str(error))
+            return False
+        self._say(f"saved {path.name}", False)
+        return True
+
+    def _ask_load_prior(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(self, "Load a prior", "", "Prior (*.safetensors)")
+        if name:
+            self.load_prior(Path(name))
+
+    def load_prior(self, path: Path) -> bool:
+        """Read a prior; False (and a notification) when the file is refused."""
+        try:
+            prior, facts = load(path)
+            if prior.ndim != self.data.ndim and self.data.layer is not None:
+                raise InvPriorError(
+                    f"{path.name} was trained on {prior.ndim}D images; the data are "
+                    f"{self.data.ndim}D"
+                )
+        except InvPriorError as error:
+            show_error(str(error))
+            self._say(str(error), True)
+            return False
+        self.prior.chooser.set_dimensions(prior.ndim)
+        self.prior.chooser.choose(
+            {"kind": prior.name} | prior.parameters.model_dump(mode="json", exclude_defaults=True)
+        )
+        self.prior.hold(prior, facts, f"loaded from {path.name}")
+        for note in facts.get("notes", ()):
+            self._say(str(note), True)
+        return True
+
+    def _ask_save_result(self) -> None:
+        name = QFileDialog.getExistingDirectory(self, "Save the result into a new or empty folder")
+        if name:
+            self.save_result(Path(name))
+
+    def save_result(self, folder: Path) -> None:
+        """Write the shown result as OME-Zarr, with recipe and figures beside it."""
+        shown = self.runs.history.shown
+        outcome = self.runs.outcomes.get(shown) if shown is not None else None
+        if outcome is None:
+            return
+        if folder.exists() and any(folder.iterdir()):
+            folder = next(
+                f for n in range(1, 10_000)
+                if not (f := folder / f"{shown.name} {n}".replace(" ", "-")).exists()
+            )
+        self.runs.runner.start("save", save_result_job(outcome, folder))
+
+    # ---- the end of the dock
+
+    def event(self, event: QEvent) -> bool:
+        """Notice that the dock was closed: napari takes the widget out of it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.close_down()
+        return super().event(event)
+
+    def closeEvent(self, event: Any) -> None:  # noqa: N802
+        """A window of its own was closed."""
+        self.close_down()
+        super().closeEvent(event)
+
+    def close_down(self) -> None:
+        """Stop jobs, unbind mouse and keys, forget the viewer; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.runs.runner.shutdown()
+        self.references.close_down()
+        for event in ("inserted", "removed"):
+            getattr(self.viewer.layers.events, event).disconnect(self._on_layers)
+        for layer in self.viewer.layers:
+            layer.events.name.disconnect(self._on_layers)

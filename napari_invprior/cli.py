@@ -1,0 +1,239 @@
+"""The command line: ``invprior run``, ``methods``, ``examples``, ``check``, ``demo``, ``open``.
+
+Exit codes: 0 done, 2 bad input (one line says why), 3 the job failed, 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from napari_invprior import jobs, registry
+from napari_invprior.errors import Cancelled, InvalidInput, JobError
+
+app = typer.Typer(
+    help="Inverse problems with learned priors.", no_args_is_help=True, add_completion=False
+)
+_errors = Console(stderr=True)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn the package's errors into exit codes and one line on stderr."""
+    try:
+        yield
+    except InvalidInput as error:
+        _fail(str(error), 2)
+    except JobError as error:
+        _fail(str(error), 3)
+    except (Cancelled, KeyboardInterrupt) as error:
+        _fail(str(error) or "cancelled", 130)
+
+
+def _fail(reason: str, code: int) -> None:
+    line = " ".join(reason.split())
+    _errors.print(f"invprior: {line}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data) + "\n")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[jobs.Event], None]]:
+    """A sink for events: a bar per stage and messages, on stderr."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_errors, disable=quiet, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(event: jobs.Event) -> None:
+            if isinstance(event, jobs.Message):
+                style = "yellow" if event.level == "warning" else ""
+                _errors.print(event.text, style=style, markup=False, highlight=False)
+            elif isinstance(event, jobs.Progress):
+                if event.stage not in tasks:
+                    tasks[event.stage] = bars.add_task(event.stage, total=1, figures="")
+                figures = "  ".join(f"{k} {v:.4g}" for k, v in event.losses.items())
+                bars.update(
+                    tasks[event.stage], completed=event.step, total=event.total, figures=figures
+                )
+
+        yield show
+
+
+def _recipe(name: str, settings: list[str]) -> Any:
+    """The recipe of a file or the example of that name, with ``--set`` applied."""
+    from napari_invprior import recipes
+
+    path = Path(name)
+    if path.suffix.lower() == ".json" or path.exists():
+        try:
+            recipe = recipes.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"cannot read the recipe {name}: {error}") from None
+    else:
+        recipe = recipes.load_example(name)
+    return recipe.with_settings(dict(map(_setting, settings)))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``key=value`` with a JSON value; anything else counts as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InvalidInput(f"--set {text}: write key=value, as in prior.patch_size=8")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of an example.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value: prior.patch_size=8.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invprior-output"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.", min=0)] = 0,
+) -> None:
+    """Run a recipe and write its results."""
+    with _exit_codes():
+        import torch
+
+        from napari_invprior import recipes
+        from napari_invprior.recipes.outputs import summary
+
+        if threads:
+            torch.set_num_threads(threads)
+        parsed = _recipe(recipe, settings or [])
+        with _progress(quiet=as_json) as show:
+            outcome = jobs.run(recipes.run(parsed), show)
+        outputs = recipes.write_outcome(outcome, out)
+        if as_json:
+            _print_json(summary(outcome) | {"outputs": outputs})
+        else:
+            _report(summary(outcome), outputs)
+
+
+def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:
+    table = Table(show_header=False)
+    metrics = figures["metrics"]
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4g}")
+    for name, value in metrics.get("baselines", {}).items():
+        table.add_row(f"psnr of {name}", f"{value:.2f}")
+    table.add_row("seconds", f"{figures['seconds']:.1f}")
+    table.add_row("peak memory", f"{figures['peak_memory_mb']:.0f} MB")
+    for name, path in outputs.items():
+        table.add_row(name, path)
+    Console().print(table)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every method with its kind and papers."""
+    listed = [method.describe() for method in registry.methods()]
+    if as_json:
+        _print_json(listed)
+        return
+    table = Table("kind", "name", "what", "papers")
+    for method in listed:
+        table.add_row(
+            method["kind"], method["name"], method["summary"], ", ".join(method["papers"])
+        )
+    Console().print(table)
+
+
+@app.command()
+def examples(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the shipped example recipes."""
+    from napari_invprior import recipes
+
+    listed = recipes.examples()
+    if as_json:
+        _print_json(listed)
+        return
+    table = Table("name", "title", "papers")
+    for example in listed:
+        table.add_row(example["name"], example["title"], ", ".join(example["papers"]))
+    Console().print(table)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of an example.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Replace a value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Validate a recipe, test its operator's adjoint, estimate memory and time."""
+    with _exit_codes():
+        from napari_invprior.recipes.check import check_recipe
+
+        report = check_recipe(_recipe(recipe, settings or []))
+        if as_json:
+            _print_json(report)
+            return
+        for name, value in report.items():
+            Console().print(f"{name}: {value}", highlight=False)
+
+
+@app.command()
+def demo(
+    headless: Annotated[bool, typer.Option(help="Run the whole job without a person.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
+    quit_after: Annotated[float, typer.Option(help="Close the window after so many seconds.")] = 0,
+    screenshot: Annotated[Path | None, typer.Option(help="Save a picture of the window.")] = None,
+) -> None:
+    """The main job on built-in data, in the window."""
+    with _exit_codes():
+        try:
+            from napari_invprior.app.demo import open_demo
+        except ImportError as error:
+            raise InvalidInput(
+                f"the window cannot start ({error}); install it with: pip install "
+                "'napari-invprior[app]'"
+            ) from None
+        open_demo(
+            headless=headless, out=out, quit_after=quit_after or None, screenshot=screenshot
+        )
+
+
+@app.command(name="open")
+def open_results(
+    folder: Annotated[Path, typer.Argument(help="Folder that a run wrote.")],
+) -> None:
+    """Open the results of a run in the viewer."""
+    with _exit_codes():
+        from napari_invprior.app.demo import open_results as show
+
+        show(folder)
+
+
+def main() -> None:
+    """Entry point of the ``invprior`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

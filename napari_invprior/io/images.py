@@ -1,0 +1,133 @@
+"""Load an image from a file, a layer, or the built-in samples: `load`.
+
+Examples
+--------
+>>> image = load(Source(sample="gravel-test", crop=((0, 40), (0, 30))))
+>>> image.array.shape, image.value_range
+((1, 1, 40, 30), (0.0, 255.0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from napari_invprior.errors import FileRefused, InvalidInput, nearest
+from napari_invprior.image import Image
+from napari_invprior.io.arrays import Axes, image_from_array, selection, valid_range
+from napari_invprior.io.files import PICKLED, existing, local_path, refusing, retrying
+from napari_invprior.io.raw import Raw, cropped, image_from_raw, scaled
+from napari_invprior.sources import Source
+
+__all__ = ["load", "image_from_array"]
+
+KINDS = "PNG, TIFF, NPY, NPZ and OME-Zarr"
+NOTHING: Mapping[str, Image] = MappingProxyType({})
+
+
+def load(
+    source: Source,
+    arrays: Mapping[str, Image] = NOTHING,
+    *,
+    limit: int | None = None,
+    folder: Path | None = None,
+) -> Image:
+    """Load what a source names; the part it asks for, where the format allows.
+
+    Parameters
+    ----------
+    source : Source
+        A file, a layer or a sample, with crop, channel, scale and value range.
+    arrays : mapping of str to Image
+        What ``{"layer": name}`` refers to.
+    limit : int, optional
+        Bytes that the array may take; a quarter of the free memory by default.
+    folder : Path, optional
+        Where relative paths start; the working folder by default.
+
+    Returns
+    -------
+    Image
+        ``facts["notes"]`` holds sentences that the user should see (without the image's name).
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such thing, or it does not fit the source.
+    FileRefused
+        If a file is damaged, unsafe, too large or of an unknown kind.
+    """
+    if source.layer is not None:
+        if source.layer not in arrays:
+            known = ", ".join(repr(name) for name in arrays) or "none"
+            raise InvalidInput(
+                f"no layer {source.layer!r}{nearest(source.layer, arrays)} (given: {known})"
+            )
+        return part_of(arrays[source.layer], source)
+    if source.sample is not None:
+        from napari_invprior import samples
+
+        array = samples.load_sample(source.sample)
+        image = image_from_array(array, name=source.sample, ndim=array.ndim)
+        return part_of(image, source)
+    assert source.path is not None
+    path = existing(local_path(source.path, folder=folder))
+    with refusing(path.name):
+        image = retrying(
+            lambda: image_from_raw(_open(path, source, limit), source, path.name, limit)
+        )
+    image.facts["path"] = str(path.absolute())
+    return image
+
+
+def part_of(image: Image, source: Source) -> Image:
+    """Crop, channel, scale and value range of a source, taken from an image in memory.
+
+    The value range stays that of the whole image: a part is not rescaled.
+    """
+    space = tuple(range(2, image.array.ndim))
+    axes = Axes((0,), 1, space, image.rgb)
+    slices, start, notes = selection(
+        image.array.shape, axes, source.crop, source.channel, image.name
+    )
+    placed = cropped(scaled(image.geometry, source.scale, image.name), start)
+    if source.channel is not None:
+        image = replace(image, rgb=False, channel_axis=None)
+    return replace(
+        image,
+        array=image.array[slices],
+        geometry=placed,
+        value_range=valid_range(source.dtype_range, image.name) or image.value_range,
+        facts={**image.facts, "notes": (*image.facts.get("notes", ()), *notes)},
+    )
+
+
+def _open(path: Path, source: Source, limit: int | None) -> Raw:
+    """Choose the reader by what the file begins with, not by its name."""
+    from napari_invprior.io import formats, omezarr_read, tiff
+
+    if path.is_dir():
+        return omezarr_read.open_level(path, source.key)
+    with path.open("rb") as file:
+        head = file.read(8)
+    readers: dict[bytes, Callable[[], Raw]] = {
+        b"\x89PNG\r\n\x1a\n": lambda: formats.read_png(path, limit),
+        b"\x93NUMPY": lambda: formats.read_npy(path, limit),
+        b"II*\0": lambda: tiff.read_tiff(path, limit),
+        b"MM\0*": lambda: tiff.read_tiff(path, limit),
+        b"II+\0": lambda: tiff.read_tiff(path, limit),
+        b"MM\0+": lambda: tiff.read_tiff(path, limit),
+    }
+    if path.suffix.lower() in PICKLED or head[:1] == b"\x80":
+        raise FileRefused(f"{path.name}: pickled files may run code and are never opened")
+    if head[:4] == b"PK\3\4":
+        return formats.read_npz(path, limit, source.key)
+    for magic, reader in readers.items():
+        if head.startswith(magic):
+            if source.key is not None:
+                raise InvalidInput(f"{path.name}: holds one image; 'key' is for NPZ and OME-Zarr")
+            return reader()
+    what = "is empty" if not head else "is of an unknown kind"
+    raise FileRefused(f"{path.name}: {what}; {KINDS} can be read")

@@ -1,0 +1,244 @@
+"""Writer of OME-Zarr 0.5: pyramid, units, placement, recipe; shards when large.
+
+Examples
+--------
+>>> import tempfile
+>>> group = Path(tempfile.mkdtemp()) / "result.ome.zarr" / "reconstruction"
+>>> write_image(group, np.ones((8, 9), np.float32), Geometry.identity(2))
+>>> read_image(group.parent).array.shape
+(1, 1, 8, 9)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.geometry import Geometry
+from napari_invprior.io.files import replacing, write_atomic
+from napari_invprior.io.omezarr_read import ATTRIBUTE, attributes, plain, read_image
+
+__all__ = ["write_image", "read_image", "attributes"]
+
+TOP = {2: 256, 3: 64}
+"""The pyramid ends when no space axis is longer than this."""
+
+CHUNK = {2: 512, 3: 64}
+SHARD_AT, CHUNKS_PER_SHARD = 64 << 20, 8
+"""Arrays beyond these bytes are sharded: fewer files on network drives."""
+
+COLOURS = ("FF0000", "00FF00", "0000FF")
+UNITS = {
+    "angstrom", "attometer", "centimeter", "decimeter", "femtometer", "foot", "inch", "kilometer",
+    "meter", "micrometer", "mile", "millimeter", "nanometer", "parsec", "picometer", "yard",
+}  # fmt: skip
+"""Units of length that OME-Zarr knows (and people use); others are left out there."""
+
+
+def write_image(
+    group: Path,
+    array: np.ndarray,
+    geometry: Geometry,
+    *,
+    name: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    channels: Sequence[str] | None = None,
+    value_range: tuple[float, float] | None = None,
+    rgb: bool = False,
+    labels: bool = False,
+) -> None:
+    """Write one image group; a group of that name is replaced only once the new one is complete.
+
+    Parameters
+    ----------
+    group : Path
+        ``DIR/result.ome.zarr/<name>``; the root group is made when it is missing.
+    array : numpy.ndarray
+        (*space), (channels, *space), (frames, *space) or (frames, channels, *space); with ``rgb``
+        (*space, colours) or (frames, *space, colours). More leading axes are joined to one.
+    geometry : Geometry
+        Placement of the space axes; their number is the number of its scales.
+    name : str, optional
+        Name of the image; the last part of ``group`` by default.
+    attributes : mapping, optional
+        Recipe, provenance, figures: anything that JSON can hold, stored as ``napari_invprior``.
+    channels : sequence of str, optional
+        Names of the channels. Without them one extra axis means frames.
+    value_range : tuple of float, optional
+        Values that map to 0 and 1; also the contrast limits of viewers.
+    rgb : bool
+        Whether the last axis of ``array`` holds colours; they are stored as channels.
+    labels : bool
+        Whether the samples are labels, which a pyramid must not average.
+
+    Raises
+    ------
+    InvalidInput
+        If array, geometry and channels do not fit.
+    JobError
+        If it cannot be written; what was there stays.
+    """
+    if rgb:
+        array = np.moveaxis(array, -1, -1 - len(geometry.scale))
+        channels = channels or ("red", "green", "blue")
+    if array.ndim > len(geometry.scale) + 2:  # OME-Zarr has one axis for all kinds of frames
+        array = array.reshape(-1, *array.shape[-1 - len(geometry.scale) :])
+    axes = _axes(array, geometry, channels)
+    root = group.parent
+    if root.suffix == ".zarr" and not (root / "zarr.json").exists():
+        write_atomic(root / "zarr.json", b'{"zarr_format": 3, "node_type": "group"}')
+    with replacing(group, int(array.nbytes * 1.4)) as temporary:
+        store = zarr.open_group(temporary, mode="w", zarr_format=3)
+        levels = []
+        for number, level in enumerate(pyramid(array, len(geometry.scale), labels)):
+            _write_level(store, str(number), level, len(geometry.scale))
+            transforms = _transforms(geometry, number, array.shape)
+            levels.append({"path": str(number), "coordinateTransformations": transforms})
+        multiscale = {
+            "name": name or group.name,
+            "axes": [_axis(letter, geometry, axes) for letter in axes],
+            "datasets": levels,
+            "type": "nearest" if labels else "mean",
+        }
+        omero = _omero(array, axes, channels, value_range)
+        own = {"geometry": asdict(geometry), "value_range": value_range}
+        ome = {"version": "0.5", "multiscales": [multiscale], "omero": omero}
+        store.attrs.put(plain({"ome": ome, ATTRIBUTE: {**(attributes or {}), **own}}))
+
+
+def _axes(array: np.ndarray, geometry: Geometry, channels: Sequence[str] | None) -> str:
+    """Axis letters of the array, such as ``"tczyx"``."""
+    ndim = len(geometry.scale)
+    extra = array.ndim - ndim
+    leading = {0: "", 1: "c" if channels else "t", 2: "tc"}.get(extra)
+    if ndim not in (2, 3) or leading is None:
+        raise InvalidInput(
+            f"an array of shape {array.shape} does not fit a placement of {ndim} axes"
+        )
+    axes = leading + "zyx"[-ndim:]
+    if channels and (leading.find("c") < 0 or len(channels) != array.shape[leading.find("c")]):
+        raise InvalidInput(f"{len(channels)} channel names for an array of shape {array.shape}")
+    return axes
+
+
+def pyramid(array: np.ndarray, ndim: int, labels: bool = False) -> list[np.ndarray]:
+    """The array and means over blocks of 2, 4, ... samples, until it is small.
+
+    An odd axis is continued by its last sample; a short axis (of a thin volume) is kept.
+
+    Examples
+    --------
+    >>> [level.shape for level in pyramid(np.zeros((600, 301)), 2)]
+    [(600, 301), (300, 151), (150, 76)]
+    """
+    levels = [array]
+    while max(levels[-1].shape[-ndim:]) > TOP[ndim]:
+        level = levels[-1]
+        for axis in range(level.ndim - ndim, level.ndim):
+            level = _halved(level, axis, labels)
+        levels.append(level.astype(array.dtype))
+    return levels
+
+
+def _halved(level: np.ndarray, axis: int, labels: bool) -> np.ndarray:
+    length = level.shape[axis]
+    even = np.take(level, range(0, length, 2), axis)
+    if labels or length == 1:
+        return even
+    odd = np.take(level, [min(i + 1, length - 1) for i in range(0, length, 2)], axis)
+    working = np.float32 if level.dtype.itemsize <= 2 else np.float64
+    mean = (even.astype(working) + odd) / 2
+    return mean if level.dtype.kind == "f" else np.rint(mean).astype(level.dtype)
+
+
+def _write_level(store: zarr.Group, path: str, level: np.ndarray, ndim: int) -> None:
+    edge = CHUNK[ndim]
+    leading = (1,) * (level.ndim - ndim)
+    chunks = leading + tuple(min(edge, n) for n in level.shape[-ndim:])
+    shards = None
+    if level.nbytes > SHARD_AT:
+        shards = leading + tuple(
+            c * min(CHUNKS_PER_SHARD, -(-n // c))
+            for c, n in zip(chunks[-ndim:], level.shape[-ndim:], strict=True)
+        )
+    native = np.ascontiguousarray(level, level.dtype.newbyteorder("="))
+    array = store.create_array(
+        path,
+        shape=level.shape,
+        chunks=chunks,
+        shards=shards,
+        dtype=native.dtype,
+        compressors=ZstdCodec(level=3),
+    )
+    array[...] = native
+
+
+def _axis(letter: str, geometry: Geometry, axes: str) -> dict[str, str]:
+    if letter in "tc":
+        return {"name": letter, "type": {"t": "time", "c": "channel"}[letter]}
+    axis = {"name": letter, "type": "space"}
+    if geometry.units is not None:
+        unit = str(geometry.units[axes.index(letter) - len(axes)])
+        if unit in UNITS:
+            axis["unit"] = unit
+    return axis
+
+
+def _transforms(
+    geometry: Geometry, number: int, shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Scale and translation of a level: a mean of two samples lies half a sample further."""
+    ndim = len(geometry.scale)
+    factors = [_factor(n, number) for n in shape[-ndim:]]
+    scale = [s * f for s, f in zip(geometry.scale, factors, strict=True)]
+    shift = [
+        t + s * (f - 1) / 2
+        for t, s, f in zip(geometry.translate, geometry.scale, factors, strict=True)
+    ]
+    lead = len(shape) - ndim
+    return [
+        {"type": "scale", "scale": [1.0] * lead + scale},
+        {"type": "translation", "translation": [0.0] * lead + shift},
+    ]
+
+
+def _factor(length: int, number: int) -> int:
+    """Samples that one sample of a level stands for; an axis of one sample stays."""
+    factor = 1
+    for _ in range(number):
+        if length > 1:
+            length, factor = -(-length // 2), 2 * factor
+    return factor
+
+
+def _omero(
+    array: np.ndarray,
+    axes: str,
+    channels: Sequence[str] | None,
+    value_range: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """Names, colours and contrast of the channels, as viewers expect them."""
+    count = array.shape[axes.index("c")] if "c" in axes else 1
+    names = list(channels or (f"channel {i}" for i in range(count)))
+    low, high = value_range or (float(np.nanmin(array)), float(np.nanmax(array)))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = 0.0, 1.0
+    window = {"min": low, "max": high, "start": low, "end": high}
+    return {
+        "channels": [
+            {
+                "label": name,
+                "color": COLOURS[i] if count == 3 else "FFFFFF",
+                "window": window,
+                "active": True,
+            }
+            for i, name in enumerate(names)
+        ]
+    }

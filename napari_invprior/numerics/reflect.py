@@ -1,0 +1,42 @@
+"""Mirror padding (edges not repeated, any margin) and its exact adjoint, axis by axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Margins = Sequence[tuple[int, int]]
+
+
+def mirrored_index(size: int, margin: tuple[int, int]) -> Tensor:
+    """Samples met by a line of ``size`` samples continued by its mirror image at both ends.
+
+    Examples
+    --------
+    >>> mirrored_index(3, (2, 2)).tolist()
+    [2, 1, 0, 1, 2, 1, 0]
+    """
+    period = max(2 * (size - 1), 1)
+    index = torch.arange(-margin[0], size + margin[1]) % period
+    return torch.where(index >= size, period - index, index)
+
+
+def pad_reflect(x: Tensor, margins: Margins) -> Tensor:
+    """Continue the last ``len(margins)`` axes by their mirror images."""
+    for axis, margin in enumerate(margins, x.ndim - len(margins)):
+        if any(margin):
+            x = x.index_select(axis, mirrored_index(x.shape[axis], margin).to(x.device))
+    return x
+
+
+def pad_reflect_adjoint(x: Tensor, margins: Margins) -> Tensor:
+    """Adjoint of `pad_reflect`: the margins are folded back and added."""
+    for axis, margin in enumerate(margins, x.ndim - len(margins)):
+        if any(margin):
+            shape = list(x.shape)
+            shape[axis] -= sum(margin)
+            index = mirrored_index(shape[axis], margin).to(x.device)
+            x = x.new_zeros(shape).index_add_(axis, index, x)
+    return x

@@ -1,0 +1,336 @@
+"""`run`: the one entry through which window, command line and scripts compute."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_invprior import jobs
+from napari_invprior.errors import Cancelled, InvalidInput, OutOfMemory
+from napari_invprior.geometry import Geometry
+from napari_invprior.image import Image, denormalised
+from napari_invprior.io.bundles import load_prior
+from napari_invprior.io.provenance import versions
+from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, forward, never
+from napari_invprior.numerics.metrics import psnr, ssim
+from napari_invprior.physics.piece import representative_piece
+from napari_invprior.priors.base import Prior
+from napari_invprior.recipes.model import Recipe
+from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.tiles import solve_within_memory
+from napari_invprior.reconstruct.weight import WeightChoice, choose_weight
+from napari_invprior.study.baselines import baselines
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """One result, in the user's numbers and shape, placed in the world.
+
+    Attributes
+    ----------
+    name : str
+        ``"reconstruction"``, ...
+    array : numpy.ndarray
+        Shaped like the observation (its leading axes and channels), float32.
+    geometry : Geometry
+        Placement of the space axes.
+    kind : str
+        ``"image"`` or ``"labels"``.
+    metadata : dict
+        Provenance: the completed recipe, versions, digests, figures.
+    rgb : bool
+        Whether the last axis holds colours.
+    """
+
+    name: str
+    array: np.ndarray
+    geometry: Geometry
+    kind: str = "image"
+    metadata: dict[str, Any] = field(default_factory=dict)
+    rgb: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives back."""
+
+    recipe: Recipe
+    layers: tuple[OutputLayer, ...]
+    metrics: dict[str, Any]
+    prior: Prior | None
+    seconds: float
+    peak_memory_mb: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a saved prior should remember: scale, spacing, units and digests of its data."""
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | str,
+    *,
+    arrays: Mapping[str, Image] | None = None,
+    prior: Prior | None = None,
+    should_stop: ShouldStop = never,
+) -> Job:
+    """Run a recipe as a job; the last event is a `Result` with an `Outcome`.
+
+    Parameters
+    ----------
+    recipe : Recipe, mapping or str
+        The recipe, as an object, plain data or JSON text.
+    arrays : mapping of str to Image, optional
+        Arrays in memory for sources of the form ``{"layer": name}``.
+    prior : Prior, optional
+        A prior to use. Task ``"fit"`` continues its training; task ``"reconstruct"`` uses it as
+        it is when it is fitted.
+    should_stop
+        Polled often; the best state so far is then the result.
+
+    Raises
+    ------
+    InvalidInput
+        The recipe or its data cannot be used.
+    JobError
+        The computation failed.
+    """
+    return jobs.guard(_run(Recipe.parse(recipe), arrays or {}, prior, should_stop))
+
+
+def execute(
+    recipe: Recipe | Mapping[str, Any] | str, **options: Any
+) -> Outcome:
+    """Run a recipe to its end and return its `Outcome`; see `run` for the options."""
+    outcome: Outcome = jobs.run(run(recipe, **options))
+    return outcome
+
+
+def _run(
+    recipe: Recipe, arrays: Mapping[str, Image], prior: Prior | None, should_stop: ShouldStop
+) -> Job:
+    start = time.monotonic()
+    device, message = choose_device(recipe.device)
+    if message is not None:
+        yield message
+    problem: Problem | None = None
+    for item in prepare(recipe, arrays):
+        if isinstance(item, Problem):
+            problem = item
+        else:
+            yield item
+    assert problem is not None
+    prior = yield from forward(_fitted_prior(problem, prior, device, should_stop))
+    if recipe.task == "fit" or should_stop():
+        if recipe.task != "fit":
+            raise Cancelled("stopped before the reconstruction began; the prior so far is kept")
+        yield Result(_outcome(problem, (), {}, prior, start))
+        return
+    image, metrics = yield from forward(
+        _reconstruct(problem, prior, device, should_stop, start)
+    )
+    layers = (_layer("reconstruction", image, problem),)
+    yield Result(_outcome(problem, layers, metrics, prior, start))
+
+
+def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
+    """The device to use, with a message where the wanted one is not there."""
+    usable = {"cpu": True, "cuda": _works("cuda"), "mps": _works("mps")}
+    if wanted == "auto":
+        return torch.device("cuda" if usable["cuda"] else "cpu"), None
+    if usable[wanted]:
+        return torch.device(wanted), None
+    return torch.device("cpu"), Message(f"device {wanted!r} is not usable; using the CPU", "warning")
+
+
+def _works(device: str) -> bool:
+    """Whether a small computation succeeds there (a driver may be present but broken)."""
+    backend = getattr(torch, device, None) if device == "cuda" else torch.backends.mps
+    if backend is None or not backend.is_available():
+        return False
+    with contextlib.suppress(RuntimeError):
+        return bool((torch.ones(2, device=device) + 1).sum().item() == 4)
+    return False
+
+
+def _fitted_prior(
+    problem: Problem, prior: Prior | None, device: torch.device, should_stop: ShouldStop
+) -> Job:
+    """The prior of the recipe: handed over, loaded from its file, or fitted now."""
+    recipe = problem.recipe
+    choice = recipe.prior
+    if choice is None:
+        yield Result(None)
+        return
+    ndim, channels = _dimensions(problem)
+    if ndim not in choice.method.dimensions:
+        raise InvalidInput(f"prior {choice.name!r} does not handle {ndim} space dimensions")
+    if prior is None and choice.path is not None:
+        prior, facts = load_prior(choice.path, device=str(device))
+        yield from _provenance_warnings(facts, problem)
+    if prior is None:
+        prior = choice.method.cls(
+            choice.parameters, ndim=ndim, channels=channels, device=str(device)
+        )
+    elif prior.ndim != ndim:
+        raise InvalidInput(f"the prior was trained in {prior.ndim}D; the data are {ndim}D")
+    if recipe.task == "fit" or not prior.is_fitted:
+        if not problem.references:
+            raise InvalidInput(
+                "no reference to learn from: pick a region on a good image, or load a saved prior"
+            )
+        prior = yield from forward(
+            prior.fit(problem.references, seed=recipe.seed, should_stop=should_stop)
+        )
+    yield Result(prior)
+
+
+def _dimensions(problem: Problem) -> tuple[int, int]:
+    if problem.observation is not None:
+        return problem.observation.ndim, problem.observation.channels
+    first = problem.references[0].image
+    return first.ndim - 1, first.shape[0]
+
+
+def _provenance_warnings(facts: Mapping[str, Any], problem: Problem) -> Iterator[Message]:
+    """Warn where a saved prior comes from another intensity scale."""
+    scale = facts.get("intensity_scale")
+    if scale and problem.observation is not None:
+        here = problem.scale
+        span = abs(scale[1] - scale[0])
+        if span > 0 and abs((here[1] - here[0]) / span - 1) > 0.1:
+            yield Message(
+                f"the prior was trained on values {scale[0]:.4g}..{scale[1]:.4g}, the data span "
+                f"{here[0]:.4g}..{here[1]:.4g}; check that the scales agree", "warning",
+            )
+
+
+def _reconstruct(
+    problem: Problem, prior: Prior | None, device: torch.device, should_stop: ShouldStop,
+    start: float,
+) -> Job:
+    """Weight, solver, metrics. The `Result` is (image, metrics)."""
+    recipe = problem.recipe
+    assert problem.y is not None and problem.physics is not None and problem.noise is not None
+    solver: Solver = recipe.solver.method.cls(recipe.solver.parameters)
+    y = problem.y.to(device)
+    weight = yield from forward(_weight(problem, solver, y, prior, should_stop))
+    frames = []
+    for index, frame in enumerate(y):
+        if len(y) > 1:
+            yield Message(f"frame {index + 1} of {len(y)}")
+        left = _time_left(recipe, start)
+        frames.append((yield from forward(solve_within_memory(
+            solver, frame[None], problem.physics, problem.noise, prior, weight=weight,
+            value_range=problem.value_range, seed=recipe.seed, should_stop=should_stop,
+            time_budget_s=left,
+        ))))
+        if should_stop():
+            yield Message("stopped; this is the best image so far", "warning")
+            frames += [problem.physics.start(f[None]) for f in y[index + 1 :]]
+            break
+    image = torch.cat(frames).cpu()
+    metrics: dict[str, Any] = {"weight": weight} | problem.facts
+    metrics["residual_ratio"] = problem.noise.residual_ratio(
+        problem.physics.A(image), problem.y
+    )
+    if problem.truth is not None:
+        metrics["psnr"] = psnr(image, problem.truth, recipe.rim)
+        metrics["ssim"] = ssim(image, problem.truth, recipe.rim)
+        if recipe.baselines and not should_stop():
+            metrics["baselines"] = yield from forward(baselines(
+                problem.y, problem.physics, problem.noise, problem.truth, recipe.rim,
+                should_stop=should_stop,
+            ))
+    yield Preview("image", image.numpy(), "reconstruct")
+    yield Result((image, metrics))
+
+
+def _time_left(recipe: Recipe, start: float) -> float | None:
+    if recipe.time_budget_s is None:
+        return None
+    return max(0.1, recipe.time_budget_s - (time.monotonic() - start))
+
+
+def _weight(
+    problem: Problem, solver: Solver, y: Tensor, prior: Prior | None, should_stop: ShouldStop
+) -> Job:
+    """The weight of the recipe, or the automatic one (on a representative piece of frame 0)."""
+    parameters: Any = solver.parameters
+    if parameters.weight != "auto":
+        yield Result(float(parameters.weight))
+        return
+    assert problem.physics is not None and problem.noise is not None
+    piece = representative_piece(y[:1], problem.physics)
+    data = y[:1][piece.data_index]
+    choice: WeightChoice = yield from forward(choose_weight(
+        solver, data, piece.physics, problem.noise, prior, rule=parameters.weight_rule,
+        references=problem.references, value_range=problem.value_range,
+        seed=problem.recipe.seed, should_stop=should_stop,
+    ))
+    if should_stop():
+        raise Cancelled("stopped while the weight was being chosen")
+    problem.facts["weight_rule"] = choice.rule
+    problem.facts["weights_tried"] = [list(pair) for pair in choice.tried]
+    yield Message(f"weight {choice.weight:.4g} chosen by {choice.rule}")
+    yield Result(choice.weight)
+
+
+def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:
+    """The image in the user's numbers and axes, with its provenance."""
+    source = problem.observation
+    assert source is not None and problem.physics is not None
+    values = denormalised(image.numpy(), problem.scale)
+    return OutputLayer(
+        name=name,
+        array=restored_axes(values, source),
+        geometry=problem.physics.grid(source.geometry),
+        metadata=provenance(problem),
+        rgb=source.rgb,
+    )
+
+
+def restored_axes(values: np.ndarray, source: Image) -> np.ndarray:
+    """(frames, C, *space) back to the leading axes and the channel axis of the source."""
+    if source.channel_axis is None:
+        values = values[:, 0]
+        return values.reshape(*source.frame_axes, *values.shape[1:])
+    values = values.reshape(*source.frame_axes, *values.shape[1:])
+    channels = len(source.frame_axes)
+    return np.moveaxis(values, channels, source.channel_axis)
+
+
+def provenance(problem: Problem) -> dict[str, Any]:
+    """What a result carries: recipe, versions, input digests, intensity scale."""
+    return {
+        "recipe": problem.recipe.to_dict(),
+        "versions": versions(),
+        "inputs": problem.digests,
+        "intensity_scale": list(problem.scale),
+        "notes": problem.facts,
+    }
+
+
+def _outcome(
+    problem: Problem, layers: tuple[OutputLayer, ...], metrics: dict[str, Any],
+    prior: Prior | None, start: float,
+) -> Outcome:
+    return Outcome(
+        recipe=problem.recipe,
+        layers=layers,
+        metrics=metrics,
+        prior=prior,
+        seconds=time.monotonic() - start,
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        facts={
+            "intensity_scale": list(problem.scale),
+            "training_data": problem.digests,
+            "recipe": problem.recipe.to_dict(),
+        },
+    )

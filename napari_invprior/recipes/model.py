@@ -1,0 +1,179 @@
+"""The recipe: a whole run as validated data, to and from JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from napari_invprior import registry
+from napari_invprior.errors import InvalidInput
+from napari_invprior.parameters import Parameters, parameter, validate
+from napari_invprior.sources import Box, Interval, Source
+
+VERSION = 1
+TASKS = ("reconstruct", "fit")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One registered method with its parameters."""
+
+    method: registry.Method
+    parameters: Parameters
+    path: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The method's name in recipes."""
+        return self.method.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the kind and every parameter that differs from its default."""
+        data: dict[str, Any] = {"kind": self.method.name}
+        if self.path is not None:
+            data["path"] = self.path
+        return data | self.parameters.model_dump(mode="json", exclude_defaults=True)
+
+
+def _choose(kind: str, data: Any) -> Choice:
+    if isinstance(data, Choice):
+        return data
+    if isinstance(data, str):
+        data = {"kind": data}
+    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
+        names = ", ".join(m.name for m in registry.methods(kind))
+        raise InvalidInput(f"give a {kind} as {{'kind': name, ...}} with name one of {names}")
+    given = dict(data)
+    method = registry.get(kind, given.pop("kind"))
+    path = given.pop("path", None) if kind == "prior" else None
+    if path is not None and not isinstance(path, str):
+        raise InvalidInput(f"prior.path = {path!r}: give the path of a saved prior")
+    return Choice(method, validate(method.parameters, given, f"{kind} {method.name}"), path)
+
+
+_SERIALISE = PlainSerializer(Choice.to_dict, return_type=dict)
+PhysicsChoice = Annotated[Any, BeforeValidator(partial(_choose, "physics")), _SERIALISE]
+NoiseChoice = Annotated[Any, BeforeValidator(partial(_choose, "noise")), _SERIALISE]
+PriorChoice = Annotated[Any, BeforeValidator(partial(_choose, "prior")), _SERIALISE]
+SolverChoice = Annotated[Any, BeforeValidator(partial(_choose, "solver")), _SERIALISE]
+
+
+class Polygon(Parameters):
+    """A region with straight edges in the last two axes."""
+
+    polygon: Annotated[tuple[tuple[float, float], ...], Field(min_length=3, max_length=100_000)] = (
+        parameter(..., "Vertices (y, x).", unit="px")
+    )
+    depth: Interval | None = parameter(None, "Range [start, stop] along the first of three axes.")
+
+
+class ReferenceSource(Source):
+    """A good image and the parts of it to learn from (all of it when none is named)."""
+
+    regions: tuple[Box | Polygon, ...] = parameter((), "Boxes [[start, stop], ...] or polygons.")
+    labels: Source | None = parameter(
+        None, "Label image of the same shape; learn where it is positive."
+    )
+
+
+class Simulation(Parameters):
+    """Data made from an image by the recipe's physics and noise."""
+
+    simulate_from: Source = parameter(..., "The image that is measured; it becomes the truth.")
+
+
+class Recipe(Parameters):
+    """Everything a run needs, and nothing it does not.
+
+    Examples
+    --------
+    >>> recipe = Recipe.parse({"observation": {"sample": "gravel-test"},
+    ...     "physics": {"kind": "denoising"}, "prior": None,
+    ...     "solver": {"kind": "total_variation"}})
+    >>> recipe.seed
+    0
+    """
+
+    version: Literal[1] = parameter(VERSION, "Version of this language.")
+    task: Literal["reconstruct", "fit"] = parameter("reconstruct", "What to do.")
+    title: str = parameter("", "A line for people.")
+    papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
+    observation: Source | Simulation | None = parameter(None, "The poor image or volume.")
+    truth: Source | None = parameter(None, "The true image, for figures only.")
+    references: tuple[ReferenceSource, ...] = parameter((), "Good images of the same material.")
+    zero_shot: bool = parameter(False, "Learn from the observation itself; no references.")
+    physics: PhysicsChoice = parameter(
+        {"kind": "superresolution"}, "How the observation came about.", validate_default=True
+    )
+    noise: NoiseChoice = parameter({"kind": "gaussian"}, "Its noise.", validate_default=True)
+    prior: PriorChoice | None = parameter(
+        {"kind": "patchnr"}, "What images look like.", validate_default=True
+    )
+    solver: SolverChoice = parameter(
+        {"kind": "variational"}, "How to find the image.", validate_default=True
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = parameter(0, "Seed of all randomness.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = parameter("auto", "Where to compute.")
+    time_budget_s: Annotated[float, Field(gt=0, le=1e7)] | None = parameter(
+        None, "Stop in time with the best image so far.", unit="s"
+    )
+    rim: Annotated[int, Field(ge=0, le=10_000)] = parameter(
+        0, "Border left out of the figures.", unit="px"
+    )
+    baselines: bool = parameter(True, "Compute named baselines where a truth is known.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        if self.task == "reconstruct" and self.observation is None:
+            raise ValueError("task 'reconstruct' needs an observation")
+        if self.task == "fit" and self.prior is None:
+            raise ValueError("task 'fit' needs a prior")
+        if self.solver.method.cls.needs_prior and self.prior is None:
+            raise ValueError(f"solver {self.solver.name!r} needs a prior")
+        if self.zero_shot and self.references:
+            raise ValueError("zero_shot learns from the observation; remove the references")
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any] | str | Recipe) -> Recipe:
+        """Validate plain data or JSON text.
+
+        Raises
+        ------
+        InvalidInput
+            One line that names the key, the value and what is allowed.
+        """
+        if isinstance(data, Recipe):
+            return data
+        if isinstance(data, str):
+            try:
+                data = json.loads(data)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InvalidInput(f"the recipe is not JSON: {error}") from None
+        if not isinstance(data, Mapping):
+            raise InvalidInput(f"a recipe is a JSON object, not {type(data).__name__}")
+        return validate(cls, data, "recipe")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` reads back to an equal recipe."""
+        data: dict[str, Any] = {"version": self.version, "task": self.task}
+        return data | self.model_dump(mode="json", exclude_defaults=True)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """A copy with dotted keys replaced, as in ``{"prior.patch_size": 8}``."""
+        data = self.to_dict()
+        for dotted, value in settings.items():
+            *parents, last = dotted.split(".")
+            place = data
+            for parent in parents:
+                held = place.setdefault(parent, {})
+                if not isinstance(held, dict):
+                    raise InvalidInput(f"--set {dotted}: {parent!r} is not a group of settings")
+                place = held
+            place[last] = value
+        return Recipe.parse(data)

@@ -1,0 +1,48 @@
+"""A run's results on disk: ``result.ome.zarr``, ``recipe.json``, ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from napari_invprior.io.bundles import save_prior
+from napari_invprior.io.files import write_atomic
+from napari_invprior.io.omezarr import write_image
+from napari_invprior.recipes.engine import Outcome
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """The figures of a run as plain data."""
+    return {
+        "metrics": outcome.metrics,
+        "seconds": round(outcome.seconds, 3),
+        "peak_memory_mb": round(outcome.peak_memory_mb, 1),
+    }
+
+
+def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
+    """Write every layer, the prior, the recipe and the figures; return the paths by name."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs: dict[str, str] = {}
+    for layer in outcome.layers:
+        group = folder / "result.ome.zarr" / layer.name
+        write_image(
+            group, layer.array, layer.geometry, name=layer.name, attributes=layer.metadata
+        )
+        outputs[layer.name] = str(group)
+    if outcome.prior is not None:
+        path = folder / "prior.safetensors"
+        save_prior(path, outcome.prior, outcome.facts)
+        outputs["prior"] = str(path)
+    texts = {
+        "recipe": json.dumps(outcome.recipe.to_dict(), indent=2),
+        "metrics": json.dumps(summary(outcome), indent=2),
+    }
+    for name, text in texts.items():
+        path = folder / f"{name}.json"
+        write_atomic(path, (text + "\n").encode())
+        outputs[name] = str(path)
+    return outputs
+

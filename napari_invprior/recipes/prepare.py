@@ -1,0 +1,352 @@
+"""From a recipe to a problem: arrays loaded, checked, scaled and joined with the physics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.image import Image
+from napari_invprior.io.images import load
+from napari_invprior.jobs import Message
+from napari_invprior.numerics.noise_level import estimate_sigma
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.noise import Noise
+from napari_invprior.physics.unobserved import Masked
+from napari_invprior.priors.base import Reference
+from napari_invprior.recipes.model import Choice, Polygon, Recipe, ReferenceSource, Simulation
+from napari_invprior.sources import Source
+
+Arrays = Mapping[str, Image]
+
+
+@dataclass
+class Problem:
+    """Everything a solver needs.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        With estimated figures filled in.
+    observation : Image or None
+        The data as given (or simulated), in the user's numbers.
+    y : Tensor
+        (frames, C, *space), normalised; samples that were not finite are filled.
+    physics, noise
+        The forward operator and the noise.
+    truth : Tensor or None
+        (frames, C, *space) on the image grid, normalised.
+    references : list of Reference
+        Normalised examples with masks.
+    value_range : tuple of float or None
+        Smallest and largest value in the references (normalised).
+    scale : tuple of float
+        The user's numbers that mean 0 and 1.
+    digests : dict
+        SHA-256 of every input by its role.
+    """
+
+    recipe: Recipe
+    observation: Image | None
+    y: Tensor | None
+    physics: Physics | None
+    noise: Noise | None
+    truth: Tensor | None
+    references: list[Reference]
+    scale: tuple[float, float]
+    digests: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        lows = [float(r.image[:, _mask(r)].min()) for r in self.references]
+        highs = [float(r.image[:, _mask(r)].max()) for r in self.references]
+        return (min(lows), max(highs)) if lows else None
+
+
+def _mask(reference: Reference) -> Tensor:
+    finite = torch.isfinite(reference.image).all(0)
+    return finite if reference.mask is None else finite & reference.mask
+
+
+def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
+    """Yield messages for the user and, at last, the `Problem`."""
+    observation, simulated = _observation(recipe, arrays)
+    references = [(source, load(source, arrays)) for source in recipe.references]
+    images = [image for _, image in references] + ([observation] if observation else [])
+    if not images:
+        raise InvalidInput("nothing to work on: give references or an observation")
+    for image in images:
+        for note in image.facts.get("notes", ()):
+            yield Message(f"{image.name}: {note}")
+    scale, warning = _common_scale(images)
+    if warning:
+        yield Message(warning, "warning")
+    images = [replace(image, value_range=scale.get(id(image), image.value_range)) for image in images]
+    digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
+    problem = Problem(
+        recipe=recipe, observation=None, y=None, physics=None, noise=None, truth=None,
+        references=[], scale=images[-1].value_range, digests=digests,
+    )
+    for (source, _), image in zip(references, images, strict=False):
+        problem.references += _references(source, image, arrays)
+    if observation is not None:
+        digests["observation"] = observation.digest()
+        observation = images[-1]
+        yield from _attach_data(problem, observation, simulated, arrays)
+    if recipe.zero_shot and problem.y is not None:
+        problem.references = [Reference(frame) for frame in problem.y]
+    yield from _warn_about_references(problem)
+    yield problem
+
+
+def _observation(recipe: Recipe, arrays: Arrays) -> tuple[Image | None, bool]:
+    """The observation, or the image that it is simulated from."""
+    if recipe.observation is None:
+        return None, False
+    if isinstance(recipe.observation, Simulation):
+        return load(recipe.observation.simulate_from, arrays), True
+    return load(recipe.observation, arrays), False
+
+
+def _common_scale(images: list[Image]) -> tuple[dict[int, tuple[float, float]], str]:
+    """One intensity scale for images of one type; a warning where the types differ.
+
+    Integers of one type, and floating-point images, share the smallest range that holds all of
+    their ranges. Where an integer meets a floating-point image each keeps its own.
+    """
+    kinds = {np.dtype(image.array.dtype).kind in "fc" or image.array.dtype for image in images}
+    if len(kinds) > 1:
+        listed = "; ".join(
+            f"{i.name}: {i.array.dtype} {i.value_range[0]:.4g}..{i.value_range[1]:.4g}"
+            for i in images
+        )
+        return {}, (
+            "references and observation are of different types and are scaled each by its own "
+            f"range ({listed}); give dtype_range to match them"
+        )
+    low = min(image.value_range[0] for image in images)
+    high = max(image.value_range[1] for image in images)
+    spans = [image.value_range[1] - image.value_range[0] for image in images]
+    warning = ""
+    if max(spans) > 8 * min(spans):
+        warning = (
+            "references and observation differ in contrast by a factor of "
+            f"{max(spans) / min(spans):.3g}; the prior expects one scale (match them first)"
+        )
+    return {id(image): (low, high) for image in images}, warning
+
+
+def _references(source: ReferenceSource, image: Image, arrays: Arrays) -> list[Reference]:
+    """Normalised frames of one reference image, with the mask of its regions."""
+    mask = region_mask(source, image.space, arrays)
+    return [Reference(torch.from_numpy(frame), mask) for frame in image.normalised()]
+
+
+def region_mask(
+    source: ReferenceSource, space: tuple[int, ...], arrays: Arrays
+) -> Tensor | None:
+    """Union of a reference's boxes, polygons and labels on its grid; None for all of it."""
+    if not source.regions and source.labels is None:
+        return None
+    mask = np.zeros(space, bool)
+    for region in source.regions:
+        if isinstance(region, Polygon):
+            mask |= _polygon_mask(region, space)
+            continue
+        if len(region) != len(space):
+            raise InvalidInput(
+                f"region {region} has {len(region)} axes; the reference has {len(space)}"
+            )
+        mask[tuple(slice(low, high) for low, high in region)] = True
+    if source.labels is not None:
+        labels = load(source.labels, arrays)
+        if labels.space != space:
+            raise InvalidInput(
+                f"the labels have shape {labels.space}, the reference {space}; they must agree"
+            )
+        mask |= labels.array[0].any(0)
+    if not mask.any():
+        raise InvalidInput(
+            "the picked regions are empty or lie outside the reference; draw one on the image"
+        )
+    return torch.from_numpy(mask)
+
+
+def _polygon_mask(region: Polygon, space: tuple[int, ...]) -> np.ndarray:
+    from skimage.draw import polygon2mask
+
+    plane = polygon2mask(space[-2:], np.asarray(region.polygon))
+    mask = np.zeros(space, bool)
+    if len(space) == 3:
+        low, high = region.depth or (0, space[0])
+        mask[low:high] = plane
+    else:
+        mask[:] = plane
+    return mask
+
+
+def _attach_data(
+    problem: Problem, image: Image, simulated: bool, arrays: Arrays
+) -> Iterator[Message]:
+    """Physics, noise and data, simulated where the recipe says so."""
+    recipe = problem.recipe
+    values = torch.from_numpy(image.normalised())
+    physics = _build_physics(recipe, values, simulated, arrays)
+    noise_choice: Choice = recipe.noise
+    if simulated:
+        if getattr(noise_choice.parameters, "sigma", 0.0) is None:
+            raise InvalidInput("noise.sigma is missing: a simulation needs its noise level")
+        if not bool(torch.isfinite(values).all()):
+            raise InvalidInput(f"{image.name} holds NaN or infinite values; clean it to simulate")
+        fitting = physics.fitting_shape(image.space)
+        if fitting != image.space:
+            yield Message(f"cropped {image.space} to {fitting} px to fit the physics")
+            values = values[(..., *(slice(0, n) for n in fitting))]
+        noise = noise_choice.method.cls(noise_choice.parameters)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        problem.truth = values
+        problem.y = noise.simulate(physics.A(values), generator)
+        image = _simulated_image(image, problem.y, physics)
+    else:
+        values, observed = filled(values)
+        if observed is not None:
+            count = int((~observed).sum())
+            yield Message(
+                f"{count} samples of {image.name} are NaN or infinite and count as unobserved",
+                "warning",
+            )
+            physics = Masked(physics, observed)
+        problem.y = values
+        yield from _estimate_noise(problem, image, physics)
+        noise_choice = problem.recipe.noise
+        noise = noise_choice.method.cls(noise_choice.parameters)
+        if recipe.truth is not None:
+            problem.truth = _truth(recipe.truth, problem, physics, image, arrays)
+    if float(problem.y.std()) == 0:
+        yield Message(f"{image.name} is constant ({float(problem.y.flatten()[0]):g})", "warning")
+    problem.observation, problem.physics, problem.noise = image, physics, noise
+    problem.scale = image.value_range
+
+
+def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
+    choice: Choice = recipe.physics
+    ndim = values.ndim - 2
+    cls = choice.method.cls
+    tensors: dict[str, Tensor] = {}
+    for name in cls.array_inputs:
+        source = getattr(choice.parameters, name)
+        if isinstance(source, Source):
+            array = load(source, arrays).array[0]
+            if array.shape[0] != 1:
+                raise InvalidInput(f"physics.{name} has {array.shape[0]} channels; give one")
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(array[0]).astype(np.float64))
+    missing = getattr(choice.parameters, "missing", None)
+    if simulated and missing is not None and "mask" not in tensors:
+        generator = torch.Generator().manual_seed(recipe.seed + 1)
+        tensors["mask"] = (torch.rand(values.shape[2:], generator=generator) >= missing).double()
+    return cls(choice.parameters, ndim, **tensors)
+
+
+def _simulated_image(image: Image, y: Tensor, physics: Physics) -> Image:
+    """The simulated data as an image, placed so that its image grid is the truth's."""
+    low, high = image.value_range
+    array = (y.numpy() * (high - low) + low).astype(np.float32)
+    geometry = physics.data_grid(image.geometry)
+    return replace(image, array=array, geometry=geometry, name=f"{image.name} (simulated)")
+
+
+def filled(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replace samples that are not finite by the nearest finite one of their plane.
+
+    Returns
+    -------
+    values : Tensor
+        The input itself where all of it is finite.
+    observed : Tensor or None
+        Boolean (*space), false where any frame or channel was not finite; None for none.
+
+    Raises
+    ------
+    InvalidInput
+        If nothing is finite.
+    """
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return values, None
+    observed = finite.flatten(0, 1).all(0)
+    if not bool(observed.any()):
+        raise InvalidInput("every sample of the observation is NaN or infinite; nothing to do")
+    nearest = ndimage.distance_transform_edt(
+        ~observed.numpy(), return_distances=False, return_indices=True
+    )
+    return values[(..., *(torch.from_numpy(i) for i in nearest))], observed
+
+
+def _estimate_noise(
+    problem: Problem, image: Image, physics: Physics
+) -> Iterator[Message]:
+    """Fill in a Gaussian sigma that was left open; warn where it is zero."""
+    choice: Choice = problem.recipe.noise
+    if choice.name != "gaussian":
+        return
+    sigma = getattr(choice.parameters, "sigma", None)
+    if sigma == 0:
+        yield Message("noise level 0 is replaced by a floor of 1e-4 (in units of 0-1)", "warning")
+    if sigma is not None:
+        return
+    values = torch.from_numpy(image.normalised())
+    observed = getattr(physics, "mask", None)
+    if observed is not None:
+        values[..., ~observed] = math.nan
+    sigma, spread = estimate_sigma(values)
+    if not math.isfinite(sigma):
+        sigma, spread = 0.01, math.nan
+        yield Message(
+            "the observation is too small to estimate its noise; sigma 0.01 is assumed "
+            "(set noise.sigma)", "warning",
+        )
+    span = image.value_range[1] - image.value_range[0]
+    yield Message(
+        f"estimated noise sigma {sigma:.4f} +- {spread:.4f} (of 0-1), {sigma * span:.4g} in data "
+        "units"
+    )
+    problem.facts["estimated_sigma"] = [sigma, None if math.isnan(spread) else spread]
+    problem.recipe = problem.recipe.with_settings({"noise": {"kind": "gaussian", "sigma": sigma}})
+
+
+def _truth(
+    source: Source, problem: Problem, physics: Physics, image: Image, arrays: Arrays
+) -> Tensor:
+    truth = load(source, arrays)
+    expected = physics.in_shape(image.space)
+    if truth.space != expected or truth.channels != image.channels:
+        raise InvalidInput(
+            f"the truth has shape {truth.space} with {truth.channels} channels; the result will "
+            f"have {expected} with {image.channels}"
+        )
+    problem.digests["truth"] = truth.digest()
+    same_type = np.dtype(truth.array.dtype).kind == np.dtype(image.array.dtype).kind
+    scaled = replace(truth, value_range=image.value_range) if same_type else truth
+    return torch.from_numpy(scaled.normalised())
+
+
+def _warn_about_references(problem: Problem) -> Iterator[Message]:
+    """Say where a reference does not resemble the observation in brightness."""
+    if problem.y is None or not problem.references or problem.recipe.zero_shot:
+        return
+    values = torch.cat([r.image[:, _mask(r)].flatten() for r in problem.references])
+    low, high = float(values.min()), float(values.max())
+    mean = float(problem.y.mean())
+    if not low <= mean <= high:
+        yield Message(
+            f"the observation's mean {mean:.3g} lies outside the references' values "
+            f"{low:.3g}..{high:.3g} (of 0-1); match their scales first", "warning",
+        )

@@ -1,0 +1,67 @@
+"""What a solver must offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from napari_invprior.jobs import Job, ShouldStop, never
+from napari_invprior.parameters import Parameters
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.noise import Noise
+from napari_invprior.priors.base import Prior
+
+
+class Solver(ABC):
+    """Finds one best image for given data.
+
+    Attributes
+    ----------
+    automatic_weights : tuple of float
+        Weights at which the automatic choice begins, largest first.
+    """
+
+    Parameters: ClassVar[type[Parameters]]
+    name: ClassVar[str]
+    automatic_weights: ClassVar[tuple[float, ...]]
+    needs_prior: ClassVar[bool] = True
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    @abstractmethod
+    def solve(
+        self,
+        y: Tensor,
+        physics: Physics,
+        noise: Noise,
+        prior: Prior | None,
+        *,
+        weight: float,
+        start: Tensor | None = None,
+        value_range: tuple[float, float] | None = None,
+        seed: int = 0,
+        should_stop: ShouldStop = never,
+        time_budget_s: float | None = None,
+    ) -> Job:
+        """Reconstruct from ``y`` (B, C, *space).
+
+        Parameters
+        ----------
+        weight : float
+            How much the prior counts against the data; see the class for its unit.
+        start : Tensor, optional
+            First image; ``physics.start(y)`` by default.
+        value_range : tuple of float, optional
+            Smallest and largest value of the references.
+        should_stop
+            Polled in every step; the best image so far is then the result.
+
+        Yields
+        ------
+        Event
+            Progress (with the residual ratio), previews, and a `Result` with the image
+            (B, C, *space).
+        """

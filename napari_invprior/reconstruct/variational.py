@@ -1,0 +1,268 @@
+"""Variational reconstruction: gradient descent on data term plus patch prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from napari_invprior.errors import InvalidInput, JobError
+from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
+from napari_invprior.numerics.patches import PatchGrid
+from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
+from napari_invprior.parameters import Parameters, parameter
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.noise import Noise
+from napari_invprior.priors.base import PatchPrior, Prior
+from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.weight import Weight, WeightRule
+from napari_invprior.registry import register
+
+MAX_HALVINGS = 3
+"""So often the step is halved after an explosion before the job gives up."""
+
+
+class VariationalParameters(Parameters):
+    """Weight, optimiser and stop rule."""
+
+    weight: Weight = parameter(
+        "auto", "How much the prior counts against the data; 'auto' chooses it without the truth."
+    )
+    weight_rule: WeightRule = parameter(
+        "sure",
+        "Automatic weight: Monte-Carlo SURE, discrepancy principle, or matched reference crops.",
+        advanced=True,
+    )
+    optimiser: Literal["adam", "lbfgs"] = parameter(
+        "adam", "Adam on random grids of patches, or L-BFGS on a fixed grid.", advanced=True
+    )
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = parameter(
+        150, "At most so many steps."
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = parameter(
+        0.01, "Step of Adam.", unit="grey", advanced=True
+    )
+    stride: Annotated[int, Field(ge=1, le=64)] | None = parameter(
+        None, "Step of the random patch grid; empty: the patch edge.", unit="px", advanced=True
+    )
+    patch_count: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
+        None,
+        "Draw so many patches uniformly in each step instead of a grid (the paper's way).",
+        advanced=True,
+    )
+    rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
+        None, "Mirrored rim that the prior also sees; empty: patch edge minus one.", unit="px",
+        advanced=True,
+    )
+    plateau: Annotated[float, Field(ge=0, lt=1)] = parameter(
+        0.003, "Stop when prior and residual change by less than this share over 20 steps.",
+        advanced=True,
+    )
+
+
+@register(
+    kind="solver",
+    name="variational",
+    title="Variational (gradient descent)",
+    papers=("2205.12021", "2312.16611"),
+    inputs=("observation", "prior"),
+    outputs=("reconstruction",),
+)
+class Variational(Solver):
+    """Minimise ``-log p(y | A x) + weight * n * g(x)``, with ``n`` samples in the image.
+
+    ``g`` is the mean patch potential. In each step it is estimated without bias from a grid of
+    patches with a random offset (or from uniformly drawn patches). ``weight`` is per image
+    sample and has no unit: it carries over between image sizes and noise levels. The paper's
+    ``lambda`` for a sum of squares is ``2 sigma^2 n weight``.
+    """
+
+    Parameters = VariationalParameters
+    parameters: VariationalParameters
+    automatic_weights = (0.008, 0.004, 0.002)
+
+    def solve(
+        self,
+        y: Tensor,
+        physics: Physics,
+        noise: Noise,
+        prior: Prior | None,
+        *,
+        weight: float,
+        start: Tensor | None = None,
+        value_range: tuple[float, float] | None = None,
+        seed: int = 0,
+        should_stop: ShouldStop = never,
+        time_budget_s: float | None = None,
+    ) -> Job:
+        if not isinstance(prior, PatchPrior):
+            raise InvalidInput("the variational solver needs a patch prior; choose one")
+        x = (physics.start(y) if start is None else start).clone()
+        objective = Objective(y, physics, noise, prior, weight, self.parameters, seed)
+        descend = self._adam if self.parameters.optimiser == "adam" else self._lbfgs
+        return self._events(descend(objective, x), objective, should_stop, time_budget_s)
+
+    def _events(
+        self,
+        iterates: Iterator[tuple[Tensor, Event | None]],
+        objective: Objective,
+        should_stop: ShouldStop,
+        time_budget_s: float | None,
+    ) -> Iterator[Event]:
+        stage = Stage("reconstruct", self.parameters.iterations)
+        plateau = Plateau(self.parameters.plateau)
+        last_preview = -math.inf
+        for step, (x, message) in enumerate(iterates, 1):
+            if message is not None:
+                yield message
+            residual = objective.residual
+            if stage.due():
+                yield stage.progress(step, residual=residual, prior=objective.value)
+            if stage.seconds - last_preview > 0.5:
+                last_preview = stage.seconds
+                yield Preview("image", x.numpy(force=True).copy(), "reconstruct")
+            if plateau.reached(objective.value, residual) or should_stop():
+                break
+            if time_budget_s is not None and stage.seconds > time_budget_s:
+                yield Message(f"time budget of {time_budget_s:g} s used after {step} steps")
+                break
+        yield stage.progress(step, residual=residual, prior=objective.value)
+        yield Result(x)
+
+    def _adam(self, objective: Objective, x: Tensor) -> Iterator[tuple[Tensor, Event | None]]:
+        """Adam whose step decays over the last half, so that the random grids average out."""
+        total, rate = self.parameters.iterations, self.parameters.learning_rate
+        first, second = torch.zeros_like(x), torch.zeros_like(x)
+        safe = x.clone()
+        halvings = 0
+        for step in range(1, total + 1):
+            gradient = objective.gradient(x)
+            message = None
+            if not math.isfinite(objective.value + objective.residual) or objective.exploded:
+                halvings += 1
+                if halvings > MAX_HALVINGS:
+                    raise JobError(
+                        "the objective became infinite three times; the prior does not fit these "
+                        "data (train it again, or lower the learning rate from "
+                        f"{self.parameters.learning_rate:g})"
+                    )
+                rate /= 2
+                x = safe.clone()
+                first.zero_()
+                second.zero_()
+                yield x, Message(f"step halved to {rate:g} after an explosion", "warning")
+                continue
+            if step % 10 == 0:
+                safe = x.clone()
+            first.lerp_(gradient, 0.1)
+            second.lerp_(gradient**2, 0.01)
+            corrected = (second / (1 - 0.99**step)).sqrt_().add_(1e-12)
+            decay = 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * step / total - 1)))
+            x = x - (rate * (0.05 + 0.95 * decay) / (1 - 0.9**step)) * first / corrected
+            yield x, message
+
+    def _lbfgs(self, objective: Objective, x: Tensor) -> Iterator[tuple[Tensor, Event | None]]:
+        """L-BFGS with strong Wolfe line search on one fixed grid of patches."""
+        objective.freeze(x)
+        variable = torch.nn.Parameter(x)
+        optimiser = torch.optim.LBFGS(
+            [variable], max_iter=1, history_size=10, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            variable.grad = objective.gradient(variable.detach())
+            return objective.total
+
+        for _ in range(self.parameters.iterations):
+            optimiser.step(closure)
+            yield variable.detach(), None
+
+
+class Objective:
+    """Value and gradient of the objective, divided by the number of image samples."""
+
+    def __init__(
+        self,
+        y: Tensor,
+        physics: Physics,
+        noise: Noise,
+        prior: PatchPrior,
+        weight: float,
+        parameters: VariationalParameters,
+        seed: int,
+    ) -> None:
+        self.y, self.physics, self.noise, self.prior = y, physics, noise, prior
+        self.weight, self.parameters = weight, parameters
+        self.generator = torch.Generator().manual_seed(seed)
+        rim = parameters.rim
+        self.margins = [(p - 1 if rim is None else rim,) * 2 for p in prior.patch]
+        self.value = self.residual = self.total = math.nan
+        self._first: float | None = None
+        self._grid: PatchGrid | None = None
+
+    @property
+    def exploded(self) -> bool:
+        """Whether the residual has grown more than a thousandfold over its first value (or 1)."""
+        return self._first is not None and self.residual > 1e3 * max(self._first, 1.0)
+
+    def freeze(self, x: Tensor) -> None:
+        """Use one fixed grid of patches from now on (half the patch edge apart)."""
+        padded = pad_reflect(x, self.margins).shape[2:]
+        steps = self.parameters.stride or tuple(max(1, p // 2) for p in self.prior.patch)
+        self._grid = self.prior.patch_grid(padded, steps)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient at ``x``; `value`, `residual` and `total` are set as well."""
+        z = self.physics.A(x)
+        self.residual = self.noise.residual_ratio(z, self.y)
+        if self._first is None:
+            self._first = self.residual
+        per_image = x[0].numel()
+        data = self.physics.A_adjoint(self.noise.nll_grad(z, self.y)) / per_image
+        values, gradient = self._prior(pad_reflect(x, self.margins))
+        self.value = float(values.mean())
+        likelihood = float(self.noise.nll(z, self.y).sum()) / per_image
+        self.total = likelihood + self.weight * float(values.sum())
+        return data + self.weight * pad_reflect_adjoint(gradient, self.margins)
+
+    def _prior(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        if self.parameters.patch_count is not None and self._grid is None:
+            return self.prior.drawn_value_and_grad(
+                padded, self.parameters.patch_count, self.generator
+            )
+        return self.prior.subset_value_and_grad(
+            padded, self.generator, stride=self.parameters.stride, grid=self._grid
+        )
+
+
+class Plateau:
+    """Detects that running means of two figures have stopped changing."""
+
+    WINDOW = 20
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self._history: list[tuple[float, float]] = []
+
+    def reached(self, *figures: float) -> bool:
+        """Add the figures of one step; true when both means of the last 20 steps are as before."""
+        self._history.append((figures[0], figures[1]))
+        if len(self._history) < 3 * self.WINDOW or self.tolerance == 0:
+            return False
+        recent = self._means(self._history[-self.WINDOW :])
+        before = self._means(self._history[-2 * self.WINDOW : -self.WINDOW])
+        return all(
+            abs(a - b) <= self.tolerance * max(abs(b), 1e-12)
+            for a, b in zip(recent, before, strict=True)
+        )
+
+    @staticmethod
+    def _means(window: list[tuple[float, float]]) -> tuple[float, float]:
+        return (
+            sum(a for a, _ in window) / len(window),
+            sum(b for _, b in window) / len(window),
+        )

@@ -1,0 +1,294 @@
+"""Saved priors: round trip, refusals by name, and the previous good version."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_invprior import registry
+from napari_invprior.errors import FileRefused, InvalidInput
+from napari_invprior.io.bundles import KEY, backup, load_prior, read_header, save_prior
+from napari_invprior.jobs import Job, Result
+from napari_invprior.parameters import Parameters, parameter
+from napari_invprior.priors.base import PatchPrior
+
+
+class TinyPrior(PatchPrior):
+    """Squared distance of patches to one learned patch."""
+
+    class Parameters(Parameters):
+        """What can be set."""
+
+        patch_size: int = parameter(3, "Edge.", ge=1, le=9)
+        channels: str = parameter("separate", "Channels.")
+        weight: float = parameter(1.0, "Factor.", gt=0)
+
+    mean: torch.Tensor | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.mean is not None
+
+    def fit(self, references: Any, **_: Any) -> Job:
+        self.mean = torch.zeros(self.dim)
+        yield Result(self)
+
+    def potential(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.parameters.weight * (patches - self.mean[:, None]).square().sum(0)
+
+    def potential_and_grad(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.potential(patches), 2 * self.parameters.weight * (patches - self.mean[:, None])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"mean": self.mean, "count": torch.tensor(7)}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        if set(state) != {"mean", "count"} or state["mean"].shape != (self.dim,):
+            shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            raise InvalidInput(f"the state has {shapes}, 'mean' of shape ({self.dim},) is needed")
+        self.mean = state["mean"].to(self.device)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    registry.register(kind="prior", name="tiny", title="Tiny")(TinyPrior)
+    yield
+    del registry._METHODS["prior", "tiny"]
+
+
+def tiny(value: float = 0.5, **parameters: Any) -> TinyPrior:
+    prior = TinyPrior(TinyPrior.Parameters(**parameters), ndim=2, channels=1)
+    prior.mean = torch.full((prior.dim,), value)
+    return prior
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "mein Prior é.safetensors"
+    save_prior(path, tiny(0.25), {"scale": (1.0, 2.0), "value_range": np.array([0, 255])})
+    return path
+
+
+def test_round_trip(saved):
+    prior, facts = load_prior(saved)
+    x = torch.rand(2, 1, 8, 9)
+    assert isinstance(prior, TinyPrior)
+    torch.testing.assert_close(prior.g(x), tiny(0.25).g(x))
+    assert facts["scale"] == [1.0, 2.0]
+    assert facts["value_range"] == [0, 255]
+    assert facts["method"] == "tiny"
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0] or facts["versions"]
+    assert facts["notes"] == ()
+    assert read_header(saved)["parameters"] == {
+        "patch_size": 3, "channels": "separate", "weight": 1.0,
+    }  # fmt: skip
+
+
+def test_parameters_come_back(tmp_path):
+    save_prior(tmp_path / "p.safetensors", tiny(patch_size=5, weight=2.5))
+    prior, _ = load_prior(str(tmp_path / "p.safetensors"))
+    assert prior.parameters == TinyPrior.Parameters(patch_size=5, weight=2.5)
+
+
+@pytest.mark.parametrize("name", ["gmm", "patchnr"])
+def test_shipped_priors_round_trip(tmp_path, name):
+    from napari_invprior.jobs import run
+    from napari_invprior.priors.base import Reference
+
+    method = registry.get("prior", name)
+    fast = {"gmm": {"components": 2}, "patchnr": {"steps": 3}}[name]
+    known = method.parameters.model_fields
+    prior = method.cls(method.parameters(**{k: v for k, v in fast.items() if k in known}), ndim=2)
+    generator = torch.Generator().manual_seed(0)
+    job = prior.fit([Reference(torch.rand(1, 40, 40, generator=generator))], seed=0)
+    if name == "gmm":
+        run(job)
+    else:  # the first steps are enough
+        for _, _event in zip(range(5), job, strict=False):
+            if prior.is_fitted:
+                break
+        job.close()
+    if not prior.is_fitted:
+        pytest.skip(f"{name}: not fitted after five events")
+    save_prior(tmp_path / "p.safetensors", prior)
+    again, _ = load_prior(tmp_path / "p.safetensors")
+    x = torch.rand(1, 1, 20, 20, generator=generator)
+    torch.testing.assert_close(again.g(x), prior.g(x))
+    torch.testing.assert_close(again.grad(x), prior.grad(x))
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(InvalidInput, match="not fitted"):
+        save_prior(tmp_path / "p.safetensors", TinyPrior(TinyPrior.Parameters(), ndim=2))
+    with pytest.raises(InvalidInput, match=r"end in \.safetensors"):
+        save_prior(tmp_path / "p.pt", tiny())
+    with pytest.raises(FileRefused, match="'mean' holds NaN"):
+        save_prior(tmp_path / "p.safetensors", tiny(float("nan")))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- damage and the previous version --------------------------------------------------------
+
+
+def test_the_previous_version_is_kept_and_used(saved):
+    save_prior(saved, tiny(0.75))
+    torch.testing.assert_close(load_prior(backup(saved))[0].mean[0], torch.tensor(0.25))
+    saved.write_bytes(saved.read_bytes()[:-9])
+    prior, facts = load_prior(saved)
+    torch.testing.assert_close(prior.mean[0], torch.tensor(0.25))
+    assert "damaged" in facts["notes"][0]
+    assert backup(saved).name in facts["notes"][0]
+
+
+def test_a_missing_file_falls_back_too(saved):
+    save_prior(saved, tiny(0.75))
+    saved.unlink()
+    assert "no such file" in load_prior(saved)[1]["notes"][0]
+    backup(saved).unlink()
+    with pytest.raises(InvalidInput, match="no such file"):
+        load_prior(saved)
+
+
+def test_a_damaged_file_does_not_push_out_the_good_one(saved):
+    save_prior(saved, tiny(0.75))
+    saved.write_bytes(saved.read_bytes()[:-9])
+    save_prior(saved, tiny(1.0))
+    torch.testing.assert_close(load_prior(saved)[0].mean[0], torch.tensor(1.0))
+    torch.testing.assert_close(load_prior(backup(saved))[0].mean[0], torch.tensor(0.25))
+
+
+def test_both_damaged(saved):
+    save_prior(saved, tiny(0.75))
+    for path in (saved, backup(saved)):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FileRefused, match=r"no good previous version.*\.bak"):
+        load_prior(saved)
+
+
+def test_changed_numbers_are_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    content[-2] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(FileRefused, match="checksum"):
+        load_prior(saved)
+
+
+def test_truncations_and_flips_are_always_refused_by_name(tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_prior(path, tiny())
+    good = path.read_bytes()
+
+    @settings(max_examples=200)
+    @given(st.integers(0, len(good) - 1), st.integers(1, 255), st.booleans())
+    def damaged(place, change, cut):
+        content = bytearray(good)
+        content[place] ^= change
+        path.write_bytes(good[:place] if cut else content)
+        try:
+            load_prior(path)
+        except InvalidInput as error:
+            assert "p.safetensors" in str(error)
+        else:  # an entry of the header that does not matter to the numbers
+            header = content[8 : 8 + int.from_bytes(good[:8], "little")]
+            assert not cut
+            assert len(content) - place > len(good) - len(header) - 8
+
+    damaged()
+
+
+# --- other kinds of files -------------------------------------------------------------------
+
+
+def rewritten(path: Path, state: Mapping[str, torch.Tensor] | None = None, **changes: Any) -> Path:
+    """The bundle with other entries in its header, and a checksum that fits the numbers."""
+    from napari_invprior.io.bundles import checksum
+
+    state = safetensors.torch.load_file(path) if state is None else dict(state)
+    header = read_header(path) | {"sha256": checksum(state)} | changes
+    header = {key: value for key, value in header.items() if value != "(gone)"}
+    path.write_bytes(safetensors.torch.save(state, metadata={KEY: json.dumps(header)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "format 2.*update"),
+        ({"format": 0}, "known format"),
+        ({"format": "(gone)"}, "format"),
+        ({"method": "(gone)"}, "lacks method"),
+        ({"method": "tinny"}, "did you mean 'tiny'"),
+        ({"method": None}, "unknown prior"),
+        ({"parameters": {"patch_sise": 3}}, "unknown key 'patch_sise'.*patch_size"),
+        ({"parameters": {"patch_size": 99}}, "patch_size = 99"),
+        ({"parameters": [1]}, "parameters"),
+        ({"parameters": {"patch_size": 4}}, "needed"),
+        ({"ndim": 3}, "needed"),
+        ({"ndim": "two"}, "ndim 'two'"),
+        ({"ndim": 7}, "ndim 7"),
+        ({"channels": 0}, "channels 0"),
+    ],
+)
+def test_headers_that_do_not_fit(saved, changes, words):
+    save_prior(saved, tiny(0.75))  # there is a good backup; it must not hide these
+    with pytest.raises(FileRefused, match=rf"Prior é\.safetensors.*{words}"):
+        load_prior(rewritten(saved, **changes))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"mean": torch.full((9,), torch.nan), "count": torch.tensor(7)}, "'mean' holds NaN"),
+        ({"mean": torch.full((9,), torch.inf), "count": torch.tensor(7)}, "'mean' holds"),
+        ({"mean": torch.zeros(8), "count": torch.tensor(7)}, "needed"),
+        ({"mean": torch.zeros(9)}, "needed"),
+    ],
+)
+def test_numbers_that_do_not_fit(saved, state, words):
+    with pytest.raises(FileRefused, match=rf"é\.safetensors.*{words}"):
+        load_prior(rewritten(saved, state))
+
+
+@pytest.mark.parametrize("kind", ["pt", "old pt", "pickle", "joblib", "npy", "npz", "noise", "none"])
+def test_other_files_are_refused_and_run_no_code(tmp_path, kind):
+    ran = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (ran,)
+
+    path = tmp_path / "p.safetensors"
+    if kind == "pt":
+        torch.save({"a": Trap()}, path)
+    elif kind == "old pt":
+        torch.save({"a": Trap()}, path, _use_new_zipfile_serialization=False)
+    elif kind in ("pickle", "joblib"):
+        path = tmp_path / "p.joblib" if kind == "joblib" else path
+        path.write_bytes(pickle.dumps(Trap()))
+    elif kind in ("npy", "npz"):
+        array = np.array([Trap()], object)
+        with path.open("wb") as file:
+            (np.save if kind == "npy" else np.savez)(file, array)
+    else:
+        path.write_bytes(b"" if kind == "none" else bytes(range(256)))
+    with pytest.raises(FileRefused, match=path.name):
+        load_prior(path)
+    assert not ran.exists()
+
+
+def test_foreign_safetensors(tmp_path):
+    path = tmp_path / "p.safetensors"
+    for metadata in (None, {"format": "pt"}, {KEY: "no json"}, {KEY: "[]"}, {KEY: "{}"}):
+        path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, metadata=metadata))
+        with pytest.raises(FileRefused, match=path.name):
+            load_prior(path)
