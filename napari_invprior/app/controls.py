@@ -42,7 +42,9 @@ def row(*items: QWidget | str | int, spacing: int = 4) -> QHBoxLayout:
     return layout
 
 
-def push(text: str, tooltip: str, clicked: Callable[[], Any], *, checkable: bool = False):  # noqa: ANN201
+def push(
+    text: str, tooltip: str, clicked: Callable[[], Any], *, checkable: bool = False
+) -> QPushButton:
     """A push button that is no wider than its text needs."""
     button = QPushButton(text)
     button.setToolTip(tooltip)
@@ -62,19 +64,38 @@ class Picker(QComboBox):
         self.setSizeAdjustPolicy(
             QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
         )
-        self.setMinimumContentsLength(8)
+        self.setMinimumContentsLength(4)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self._decided = False
+        self.activated.connect(lambda _: self._decide())
         if changed is not None:
             self.currentIndexChanged.connect(lambda _: changed())
+
+    def _decide(self) -> None:
+        self._decided = True
 
     def wheelEvent(self, event: Any) -> None:  # noqa: N802
         """Scroll the dock, do not change the choice by accident."""
         event.ignore()
 
-    def offer(self, entries: Sequence[tuple[str, Any]], wanted: Any = None) -> None:
-        """Replace the entries (text, value); signals only when the chosen value changes."""
+    def offer(
+        self, entries: Sequence[tuple[str, Any]], wanted: Any = None, *, keep: bool = True
+    ) -> None:
+        """Replace the entries (text, value); signals only when the chosen value changes.
+
+        Parameters
+        ----------
+        entries : sequence
+            Texts and values.
+        wanted : object
+            What to choose where the user has not.
+        keep : bool
+            Whether the present choice goes before ``wanted`` even if the user did not make it.
+        """
         before = self.currentData()
-        kept = before if before in [value for _, value in entries] else wanted
+        there = before in [value for _, value in entries]
+        self._decided &= there
+        kept = before if there and (keep or self._decided) else wanted
         self.blockSignals(True)
         self.clear()
         for text, value in entries:
@@ -89,6 +110,7 @@ class Picker(QComboBox):
         """Choose by value; False when it is not offered."""
         index = next((i for i in range(self.count()) if self.itemData(i) == value), -1)
         if index >= 0:
+            self._decide()
             self.setCurrentIndex(index)
         return index >= 0
 
@@ -131,10 +153,9 @@ class Section(QFrame):
         self.title.setFont(font)
         self.title.setMinimumWidth(96)
         self.box = QVBoxLayout(self)
-        self.box.setContentsMargins(6, 4, 6, 5)
-        self.box.setSpacing(3)
+        self.box.setContentsMargins(5, 1, 5, 2)
+        self.box.setSpacing(2)
         self.box.addLayout(row(self.title, *head))
-        self.setFrameShape(QFrame.Shape.StyledPanel)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
 
 
@@ -147,18 +168,26 @@ class MethodChooser(QWidget):
         ``"physics"``, ``"noise"``, ``"prior"`` or ``"solver"``.
     tooltip : str
         What is chosen.
+    default : str
+        The method chosen at first.
     layers : callable
         Names of layers for fields that take one.
     leave_out : sequence of str
         Fields with a control of their own elsewhere.
+    folded : bool
+        Fold the whole form under the gear.
+    inline : bool
+        Show the form within a row.
     """
 
     changed = Signal()
 
     def __init__(
-        self, kind: str, tooltip: str, *, layers: LayerNames = list, leave_out: Sequence[str] = ()
+        self, kind: str, tooltip: str, default: str, *, layers: LayerNames = list,
+        leave_out: Sequence[str] = (), folded: bool = False, inline: bool = False,
     ) -> None:
         super().__init__()
+        self._folded, self._inline = folded, inline
         self._kind, self._layers, self._leave_out = kind, layers, leave_out
         self._ndim = 2
         self._forms: dict[tuple[str, int], Form] = {}
@@ -169,7 +198,7 @@ class MethodChooser(QWidget):
         self.gear.toggled.connect(self._fold)
         self._holder = QVBoxLayout(self)
         self._holder.setContentsMargins(0, 0, 0, 0)
-        self.list.offer([(m.title, m.name) for m in registry.methods(kind)])
+        self.list.offer([(m.title, m.name) for m in registry.methods(kind)], default)
         self._on_method()
 
     @property
@@ -201,7 +230,7 @@ class MethodChooser(QWidget):
         if key not in self._forms:
             form = Form(
                 self.method.parameters, ndim=self._ndim, layers=self._layers,
-                leave_out=self._leave_out,
+                leave_out=self._leave_out, folded=self._folded, inline=self._inline,
             )
             form.changed.connect(self.changed)
             self._forms[key] = form
@@ -210,7 +239,7 @@ class MethodChooser(QWidget):
             form.setVisible(other == key)
         self._form = self._forms[key]
         self._form.refresh_layers()
-        self.gear.setEnabled(self._form.has_advanced)
+        self.gear.setVisible(self._form.has_advanced)
         self._fold(self.gear.isChecked())
         self.list.setToolTip(self.method.summary)
         self.changed.emit()

@@ -8,16 +8,18 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QWidget
+from qtpy.QtWidgets import QLabel, QToolButton, QWidget
 from superqt.utils import qdebounced
 
 from napari_invprior.app.controls import FAULT, Line, MethodChooser, Picker, Section, row
+from napari_invprior.app.forms import LABEL_WIDTH
 from napari_invprior.app.layers import (
     META,
     Snapshot,
     finest,
     geometry_of,
     is_lazy,
+    layer_or_none,
     possible_dimensions,
     recipe_of,
     subset,
@@ -59,14 +61,19 @@ class DataPanel(Section):
         )
         self.dimensions.setMinimumContentsLength(2)
         self.dimensions.setMaximumWidth(56)
-        super().__init__(1, "Data", self.observation, self.dimensions)
+        self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
+        self.gear.setToolTip("Choose the layer with the true image, where it is known.")
+        super().__init__(1, "Data", self.observation, self.dimensions, self.gear)
         self.about = Line("Size of the observation, size of the result, number type.")
         self.box.addWidget(self.about)
         self.physics = MethodChooser(
-            "physics", "How the observation came about.", layers=self._mask_layers
+            "physics", "How the observation came about.", "superresolution",
+            layers=self._mask_layers,
         )
-        self.noise = MethodChooser("noise", "The noise of the observation.")
-        self.truth = Picker("The true image, where it is known: for figures only.", self.changed.emit)
+        self.noise = MethodChooser("noise", "The noise of the observation.", "gaussian", inline=True)
+        self.truth = Picker(
+            "The true image, where it is known: for figures only.", self.changed.emit
+        )
         measured = QLabel("measured by")
         measured.setToolTip("How the observation came about.")
         self.box.addLayout(row(measured, self.physics.list, self.physics.gear))
@@ -74,15 +81,17 @@ class DataPanel(Section):
         noisy = QLabel("noise")
         noisy.setToolTip("The noise of the observation.")
         for label in (measured, noisy):
-            label.setMinimumWidth(78)
-        self.box.addLayout(row(noisy, self.noise.list, self.noise.gear))
-        self.box.addWidget(self.noise)
+            label.setMinimumWidth(LABEL_WIDTH)
+        noises = row(noisy, self.noise.list, self.noise, self.noise.gear)
+        self.box.addLayout(noises)
         self.truth_row = QWidget()
         known = QLabel("truth")
         known.setToolTip(self.truth.toolTip())
-        known.setMinimumWidth(78)
+        known.setMinimumWidth(LABEL_WIDTH)
         self.truth_row.setLayout(row(known, self.truth))
-        self.box.addWidget(self.truth_row)
+        self.box.insertWidget(2, self.truth_row)
+        self.truth_row.hide()
+        self.gear.toggled.connect(self.truth_row.setVisible)
         self.physics.changed.connect(self._describe)
         self.noise.changed.connect(self.changed)
         self._estimate = qdebounced(self._estimate_now, timeout=150)
@@ -103,15 +112,13 @@ class DataPanel(Section):
         """The viewer's layers changed."""
         images = self.images()
         active = self.viewer.layers.selection.active
-        wanted = by_role(images, "observation") or (
-            active.name if isinstance(active, Image) else None
-        )
+        told = by_role(images, "observation")
+        wanted = told or (active.name if isinstance(active, Image) else None)
         sources = [layer for layer in images if recipe_of(layer) is None]
-        self.observation.offer([(i.name, i.name) for i in sources], wanted)
+        self.observation.offer([(i.name, i.name) for i in sources], wanted, keep=not told)
         truth = by_role(images, "truth")
-        self.truth.offer([("none", None), *((i.name, i.name) for i in images)], truth)
-        if self.truth.currentData() is None and truth is not None:
-            self.truth.choose(truth)
+        known = [("none", None), *((i.name, i.name) for i in sources)]
+        self.truth.offer(known, truth, keep=truth is None)
         self.physics.refresh_layers()
         mask = next((n for n in self.viewer.layers if role_of(n) == "mask"), None)
         if mask is not None and self.physics.name == "inpainting":
@@ -126,8 +133,7 @@ class DataPanel(Section):
     @property
     def layer(self) -> Layer | None:
         """The chosen observation."""
-        name = self.observation.currentData()
-        return self.viewer.layers[name] if name in self.viewer.layers else None
+        return layer_or_none(self.viewer, self.observation.currentData())
 
     @property
     def ndim(self) -> int:
@@ -137,9 +143,8 @@ class DataPanel(Section):
     def _on_observation(self) -> None:
         layer = self.layer
         options = possible_dimensions(layer) if layer is not None else (2,)
-        self.dimensions.offer([(WORDS[n], n) for n in options], options[0])
-        self.dimensions.choose(options[0])
-        self.dimensions.setEnabled(len(options) > 1)
+        self.dimensions.offer([(WORDS[n], n) for n in options], options[0], keep=False)
+        self.dimensions.setVisible(len(options) > 1)
         self._on_dimensions()
 
     def _on_dimensions(self) -> None:
@@ -212,13 +217,13 @@ class DataPanel(Section):
         if quick and self.physics.name != "inpainting":
             sigma = estimated_sigma(Snapshot.of(layer, self.ndim))
             if sigma is not None:
-                text = f"{sigma:.4f} (estimated)"
+                text = f"≈ {sigma:.4f}"
         self.noise.form.hint("sigma", text)
 
     # ---- recipe
 
     def part(self) -> dict[str, Any]:
-        """This step's part of the recipe; raises `InvalidInput`."""
+        """The part of the recipe that is chosen here; raises `InvalidInput`."""
         truth = self.truth.currentData()
         return {
             "observation": {"layer": self.observation.currentData()},

@@ -7,13 +7,22 @@ from typing import Any, Protocol
 
 from magicgui.widgets import create_widget
 from qtpy.QtCore import QLocale, Signal
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_invprior.app.fields import Field, fields
 from napari_invprior.errors import InvalidInput
 from napari_invprior.parameters import Parameters, validate
 
 LayerNames = Callable[[], list[str]]
+LABEL_WIDTH = 74
 SMALLEST_STEP = 0.001
 """Step of the finest spin box; smaller numbers are typed."""
 
@@ -91,6 +100,7 @@ class TextEditor:
         self.field = field
         self.control = _control(str, field.text(field.default), field)
         self.widget = self.control.native
+        self.widget.setMinimumWidth(96)
         self.hint("automatic" if field.optional else "")
         self.control.changed.connect(lambda _: changed())
 
@@ -118,7 +128,8 @@ class AxesEditor:
         for box in self.boxes:
             layout.addWidget(box.native, 1)
             box.changed.connect(lambda _: changed())
-        self.split = QToolButton(text="per axis", checkable=True)
+        self.split = QPushButton("per axis", checkable=True)
+        self.split.setMaximumWidth(62)
         self.split.setToolTip(f"Choose {field.label} for each axis on its own.")
         self.split.toggled.connect(self._show)
         layout.addWidget(self.split)
@@ -192,6 +203,10 @@ class Form(QWidget):
         Names of the layers that a `Source` field may take.
     leave_out : sequence of str
         Fields that have a control of their own elsewhere.
+    folded : bool
+        Fold every field, not only those that are declared as advanced.
+    inline : bool
+        For a form of one field within a row: no unit, no column of labels.
     """
 
     changed = Signal()
@@ -203,21 +218,25 @@ class Form(QWidget):
         ndim: int = 2,
         layers: LayerNames = list,
         leave_out: Sequence[str] = (),
+        folded: bool = False,
+        inline: bool = False,
     ) -> None:
         super().__init__()
+        self._inline = inline
         self.parameters, self.ndim, self._layers = model, ndim, layers
         self.editors: dict[str, Editor] = {}
         self._fields = {field.name: field for field in fields(model) if field.name not in leave_out}
+        self._folded = {f.name for f in self._fields.values() if f.advanced or folded}
         self._resets: dict[str, QToolButton] = {}
         main = QVBoxLayout(self)
         main.setContentsMargins(0, 0, 0, 0)
         main.setSpacing(2)
         self.advanced = QWidget()
-        for folded, holder in ((False, QWidget()), (True, self.advanced)):
-            shown = [f for f in self._fields.values() if f.advanced == folded]
+        for holder, hidden in ((QWidget(), False), (self.advanced, True)):
+            shown = [f for f in self._fields.values() if (f.name in self._folded) == hidden]
             self._fill(holder, shown)
             main.addWidget(holder)
-            holder.setVisible(bool(shown) and not folded)
+            holder.setVisible(bool(shown) and not hidden)
         self.fault = QLabel(wordWrap=True, objectName="fault")
         self.fault.setToolTip("What is wrong with the values above.")
         self.fault.hide()
@@ -234,8 +253,8 @@ class Form(QWidget):
             editor = self.editors[field.name] = self._editor(field)
             label = QLabel(field.label)
             label.setToolTip(field.tooltip)
-            label.setMinimumWidth(78)
-            unit = QLabel(field.unit)
+            label.setMinimumWidth(0 if self._inline else LABEL_WIDTH)
+            unit = QLabel("" if self._inline else field.unit)
             unit.setToolTip(field.tooltip)
             reset = self._resets[field.name] = QToolButton(text="↺", autoRaise=True)
             reset.setToolTip(f"Reset {field.label} to its default.")
@@ -289,7 +308,7 @@ class Form(QWidget):
     @property
     def has_advanced(self) -> bool:
         """Whether there are folded controls."""
-        return any(field.advanced for field in self._fields.values())
+        return bool(self._folded)
 
     def show_advanced(self, shown: bool) -> None:
         """Unfold or fold the controls that are seldom needed."""

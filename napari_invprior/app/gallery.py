@@ -12,6 +12,9 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 GAP = 1
 """Pixels between two patches."""
 
+TILE = 20
+"""Wanted size of a patch on the screen."""
+
 
 def flat(patches: np.ndarray) -> np.ndarray:
     """Patches (n, C, *patch) as tiles (n, h, w, 1 or 3); of 3D ones the middle slice."""
@@ -43,7 +46,7 @@ class PatchGallery(QWidget):
         self._limits = (0.0, 1.0)
         self._image: QImage | None = None
         self.setMinimumSize(60, height)
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.setToolTip(f"{title}: {empty}.")
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -83,13 +86,13 @@ class PatchGallery(QWidget):
         self.update()
 
     def _grid(self, top: int) -> tuple[int, int, float]:
-        """Columns, rows and zoom that show many patches, each at least 12 px wide."""
+        """Columns, rows and zoom so that tiles of about `TILE` px fill the height."""
         assert self._tiles is not None
         count, h, w, _ = self._tiles.shape
         room_h, room_w = self.height() - top, self.width()
-        zoom = max(1.0, min(4.0, 20 / max(h, w)))
+        rows = max(1, round(room_h / max(TILE, h + GAP)))
+        zoom = room_h / (rows * (h + GAP))
         columns = max(1, int(room_w / ((w + GAP) * zoom)))
-        rows = max(1, int(room_h / ((h + GAP) * zoom)))
         if columns * rows > count:
             columns = min(columns, count)
             rows = min(rows, math.ceil(count / columns))

@@ -260,8 +260,14 @@ def recipe_of(layer: Layer | None) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) else None
 
 
+def layer_or_none(viewer: ViewerModel, name: object) -> Layer | None:
+    """A layer by name; None when it is gone."""
+    return next((layer for layer in viewer.layers if layer.name == name), None)
+
+
 def layer_named(viewer: ViewerModel, name: str) -> Layer:
     """A layer by name; `InvalidInput` says what to do when it is gone."""
-    if name not in viewer.layers:
+    layer = layer_or_none(viewer, name)
+    if layer is None:
         raise InvalidInput(f"there is no layer {name!r}; choose another one")
-    return viewer.layers[name]
+    return layer

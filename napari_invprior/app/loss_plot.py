@@ -6,7 +6,7 @@ import pyqtgraph
 from napari.settings import get_settings
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
 
 CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0)}
 """Losses that are drawn as curves: label and line width."""
@@ -35,6 +35,8 @@ class LossPlot(QWidget):
         )
         layout.addWidget(self.plot)
         self.setFixedHeight(height)
+        self.setMinimumWidth(120)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
         self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
@@ -57,7 +59,6 @@ class LossPlot(QWidget):
             font.setPointSizeF(7)
             axis.setTickFont(font)
         item.getAxis("left").setWidth(34)
-        item.setLabel("bottom", "step", **{"font-size": "7pt", "color": text})
         self._legend.setLabelTextColor(text)
 
     def clear(self) -> None:

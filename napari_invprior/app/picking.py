@@ -57,6 +57,7 @@ class RegionPicker:
         self.size = 48
         self._active = False
         self._layer: Shapes | None = None
+        self._index: int | None = None  # the region that wheel, spin box and Delete act on
 
     # ---- the layer
 
@@ -80,16 +81,14 @@ class RegionPicker:
         if layer is None:
             image = self._image()
             width = max(1.0, min(space_shape(image, 2)) / 160)
-            text = {"string": "", "color": PICKED, "size": 8}
-            if self.ndim == 3:
-                text["string"] = "z {z_start:.0f}-{z_stop:.0f}"
+            text = {"string": "z {z_start:.0f}-{z_stop:.0f}", "color": PICKED, "size": 8}
             layer = Shapes(
                 ndim=2, name=LAYER_NAME, features={name: np.empty(0) for name in DEPTH},
                 scale=image.scale[-2:], translate=image.translate[-2:],
                 rotate=image.rotate[-2:, -2:], shear=image.shear[-1:],
                 affine=_last_plane(image.affine.affine_matrix), units=image.units[-2:],
                 axis_labels=image.axis_labels[-2:], edge_color=PICKED, face_color="#ffd54a26",
-                edge_width=width, text=text, metadata=dict(ROLE),
+                edge_width=width, text=text if self.ndim == 3 else None, metadata=dict(ROLE),
             )
             self.viewer.add_layer(layer)
             self._watch(layer)
@@ -171,10 +170,11 @@ class RegionPicker:
 
     def remove(self) -> None:
         """Remove the chosen region."""
-        layer = self.layer
-        if layer is not None and len(layer.selected_data):
+        layer, chosen = self.layer, self._chosen()
+        if layer is not None and chosen is not None:
+            self._index = None
+            layer.selected_data = {chosen}
             layer.remove_selected()
-            self._recolour()
 
     def clear(self) -> None:
         """Remove all regions."""
@@ -200,16 +200,13 @@ class RegionPicker:
 
     def _chosen(self) -> int | None:
         layer = self.layer
-        if layer is None or len(layer.selected_data) != 1:
+        if layer is None or self._index is None or self._index >= layer.nshapes:
             return None
-        index = next(iter(layer.selected_data))
-        return index if index < layer.nshapes else None
+        return self._index
 
     def _choose(self, index: int) -> None:
-        layer = self.layer
-        if layer is not None:
-            layer.selected_data = {index}
-            self._recolour()
+        self._index = index
+        self._recolour()
 
     def _replace(self, index: int, vertices: np.ndarray) -> None:
         layer = self.layer
@@ -302,8 +299,8 @@ class RegionPicker:
         layer = self._layer
         if layer is None or not layer.nshapes:
             return
-        chosen = layer.selected_data if self._active else ()
-        colours = [CHOSEN if i in chosen else PICKED for i in range(layer.nshapes)]
+        chosen = self._chosen() if self._active else None
+        colours = [CHOSEN if i == chosen else PICKED for i in range(layer.nshapes)]
         if self.ndim == 3 and self.image is not None:
             here = self._sample(tuple(self.viewer.dims.point))[0]
             for index, (start, stop) in enumerate(layer.features[list(DEPTH)].to_numpy(float)):

@@ -26,7 +26,7 @@ class PriorPanel(Section):
     load_clicked = Signal()
 
     def __init__(self) -> None:
-        self.chooser = MethodChooser("prior", "What images look like.")
+        self.chooser = MethodChooser("prior", "What images look like.", "patchnr")
         super().__init__(3, "Prior", self.chooser.list, self.chooser.gear)
         self.box.addWidget(self.chooser)
         self.train = push("Train", "Learn from the regions of step 2; continues a prior that was "
@@ -48,9 +48,12 @@ class PriorPanel(Section):
         self.about = Line("State of the prior; time used and time left.")
         self.box.addWidget(self.bar)
         self.box.addWidget(self.about)
-        self.plot = LossPlot(112)
-        self.gallery = PatchGallery("generated patches", "appear while it trains", 112)
-        self.box.addLayout(row(self.plot, self.gallery, spacing=6))
+        self.plot = LossPlot(84)
+        self.gallery = PatchGallery("generated patches", "appear while it trains", 84)
+        pictures = row(self.plot, self.gallery, spacing=6)
+        pictures.setStretch(0, 1)
+        pictures.setStretch(1, 1)
+        self.box.addLayout(pictures)
         self.prior: Any = None
         self.facts: dict[str, Any] = {}
         self.limits: tuple[float, float] | None = None

@@ -9,6 +9,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QSlider
 
 from napari_invprior.app.controls import FAULT, Line, MethodChooser, Section, push, row
+from napari_invprior.app.forms import LABEL_WIDTH
 from napari_invprior.app.prior_panel import progress_bar, show_progress
 from napari_invprior.app.words import clock
 from napari_invprior.errors import InvalidInput
@@ -34,7 +35,8 @@ class ReconstructPanel(Section):
     save_clicked = Signal()
 
     def __init__(self) -> None:
-        self.solver = MethodChooser("solver", "How the image is found.", leave_out=("weight",))
+        self.solver = MethodChooser("solver", "How the image is found.", "variational",
+                                    leave_out=("weight",), folded=True)
         super().__init__(4, "Reconstruct", self.solver.list, self.solver.gear)
         self.box.addWidget(self.solver)
         tip = "How much the prior counts against the data. Automatic: chosen for this observation."
@@ -49,7 +51,7 @@ class ReconstructPanel(Section):
         self.number.setToolTip(tip + " A positive number.")
         weight = QLabel("weight")
         weight.setToolTip(tip)
-        weight.setMinimumWidth(78)
+        weight.setMinimumWidth(LABEL_WIDTH)
         self.box.addLayout(row(weight, self.automatic, self.slider, self.number))
         self.automatic.toggled.connect(self._on_automatic)
         self.slider.valueChanged.connect(self._on_slider)
@@ -128,7 +130,7 @@ class ReconstructPanel(Section):
         return bool(self.solver.method.cls.needs_prior)
 
     def part(self) -> dict[str, Any]:
-        """This step's part of the recipe; raises `InvalidInput`."""
+        """The part of the recipe that is chosen here; raises `InvalidInput`."""
         weight = "auto" if self.automatic.isChecked() else self.weight_value()
         return {"solver": self.solver.choice() | {"weight": weight}}
 

@@ -15,7 +15,7 @@ from superqt.utils import qthrottled
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Section, push, row
 from napari_invprior.app.data_panel import by_role
 from napari_invprior.app.gallery import PatchGallery
-from napari_invprior.app.layers import META, finest, is_lazy, recipe_of
+from napari_invprior.app.layers import META, finest, is_lazy, layer_or_none, recipe_of
 from napari_invprior.app.patches import Count, count_patches, verdict
 from napari_invprior.app.picking import LAYER_NAME, RegionPicker, find_layer
 from napari_invprior.app.regions import Regions, label_problem, regions_of, space_shape
@@ -31,8 +31,10 @@ class ReferencePanel(Section):
 
     changed = Signal()
 
-    def __init__(self, viewer: ViewerModel, ndim: Callable[[], int]) -> None:
-        self.viewer, self._ndim = viewer, ndim
+    def __init__(
+        self, viewer: ViewerModel, ndim: Callable[[], int], observed: Callable[[], str | None]
+    ) -> None:
+        self.viewer, self._ndim, self._observed = viewer, ndim, observed
         self.patch: tuple[int, ...] = (6, 6)
         self.image = Picker("A good image of the same material, to learn from.", self._on_image)
         super().__init__(2, "References", self.image)
@@ -67,7 +69,7 @@ class ReferencePanel(Section):
         )
         self.box.addWidget(self.about)
         self.gallery = PatchGallery(
-            "patches of the references", "what the prior will learn from", 66
+            "patches of the references", "what the prior will learn from", 56
         )
         self.box.addWidget(self.gallery)
         self.counted = Count(0, 0)
@@ -82,8 +84,10 @@ class ReferencePanel(Section):
         images = [layer for layer in self.viewer.layers if isinstance(layer, Image)]
         sources = [layer for layer in images if recipe_of(layer) is None]
         entries = [(layer.name, layer.name) for layer in sources]
-        entries.append(("the observation itself", ITSELF))
-        self.image.offer(entries, by_role(images, "reference"))
+        if entries:
+            entries.append(("the observation itself", ITSELF))
+        others = [name for name, _ in entries[:-1] if name != self._observed()] or [None]
+        self.image.offer(entries, by_role(images, "reference") or others[-1], keep=False)
         self._watch()
         self._on_image()
 
@@ -114,9 +118,7 @@ class ReferencePanel(Section):
     @property
     def layer(self) -> Image | None:
         """The chosen reference image."""
-        name = self.image.currentData()
-        return self.viewer.layers[name] if isinstance(name, str) and name in self.viewer.layers \
-            else None
+        return layer_or_none(self.viewer, self.image.currentData())
 
     @property
     def zero_shot(self) -> bool:
@@ -300,7 +302,7 @@ class ReferencePanel(Section):
     # ---- recipe
 
     def part(self) -> dict[str, Any]:
-        """This step's part of the recipe."""
+        """The part of the recipe that is chosen here."""
         image = self.layer
         if self.zero_shot:
             return {"zero_shot": True}

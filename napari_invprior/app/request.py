@@ -13,6 +13,7 @@ from napari.layers import Layer
 from napari_invprior.app.layers import (
     Snapshot,
     layer_named,
+    layer_or_none,
     preview_array,
     preview_geometry,
 )
@@ -81,8 +82,7 @@ class Request:
         """Sentences about layers that were removed, moved or edited since."""
         found = []
         for name, snapshot in self.snapshots.items():
-            layer = viewer.layers[name] if name in viewer.layers else None
-            sentence = snapshot.differs(layer)
+            sentence = snapshot.differs(layer_or_none(viewer, name))
             if sentence:
                 found.append(sentence)
         return found

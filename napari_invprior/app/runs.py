@@ -196,7 +196,7 @@ class Runs(QObject):
                 "cancelled before anything was learnt"
             )
             return
-        how = "trained" if end.how == "done" else "cancelled: the best state so far is kept, Train continues"
+        how = "trained" if end.how == "done" else "cancelled: best state kept, Train goes on"
         panel.hold(outcome.prior, dict(outcome.facts), f"{how} · {duration(outcome.seconds)}")
 
     def _reconstructed(self, outcome: Any, wanted: Request) -> None:

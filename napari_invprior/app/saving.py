@@ -35,7 +35,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
 def save_result_job(outcome: Any, folder: Path) -> MakeJob:
     """A job that writes a result; large volumes must not freeze the window."""
 
-    def job(should_stop: ShouldStop) -> Job:
+    def job(_: ShouldStop) -> Job:  # a file is written whole or not at all
         from napari_invprior import recipes
 
         recipes.write_outcome(outcome, folder)

@@ -28,6 +28,9 @@ from napari_invprior.app.runs import RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
 from napari_invprior.errors import InvPriorError
 
+WIDTH = 420
+"""Pixels that the controls need side by side."""
+
 SHORTCUTS = {
     "Alt+P": "toggle pick mode",
     "Alt+T": "train, or pause and go on",
@@ -53,11 +56,13 @@ class Workbench(QWidget):
         self.viewer = napari_viewer
         self.setObjectName("Inverse priors workbench")
         self.data = DataPanel(self.viewer)
-        self.references = ReferencePanel(self.viewer, lambda: self.data.ndim)
+        self.references = ReferencePanel(
+            self.viewer, lambda: self.data.ndim, self.data.observation.currentData
+        )
         self.prior = PriorPanel()
         self.result = ReconstructPanel()
         self.runs = Runs(self.viewer, self, self)
-        self.message = Line("What the running or last job said.", 2)
+        self.message = Line("What the running or last job said.")
         self._messages: list[str] = []
         self._closed = False
         self._lay_out()
@@ -67,13 +72,13 @@ class Workbench(QWidget):
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Wide enough for all buttons; the height scrolls."""
-        return QSize(430, 700)
+        return QSize(WIDTH, 700)
 
     def _lay_out(self) -> None:
         inner = QWidget()
         steps = QVBoxLayout(inner)
         steps.setContentsMargins(2, 2, 2, 2)
-        steps.setSpacing(4)
+        steps.setSpacing(3)
         for panel in (self.data, self.references, self.prior, self.result):
             steps.addWidget(panel)
         steps.addStretch(1)
@@ -82,7 +87,7 @@ class Workbench(QWidget):
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
         scroll.setWidget(inner)
-        scroll.setMinimumWidth(inner.minimumSizeHint().width() + 14)
+        scroll.setMinimumWidth(WIDTH)
         scroll.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -161,9 +160,9 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes, types and numbers."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = np.ascontiguousarray(state[name].numpy())
-        digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
-        digest.update(array.tobytes())
+        tensor = state[name].contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -188,9 +187,9 @@ def _read(path: Path) -> Bundle:
     with _damage(path), retrying(lambda: safe_open(path, framework="pt")) as file:
         header = _header(file.metadata(), path.name)
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    _finite(state, path.name)
-    if checksum(state) != header["sha256"]:
-        raise Damaged(f"{path.name}: damaged (the checksum of its numbers is another)")
+        _finite(state, path.name)
+        if checksum(state) != header["sha256"]:
+            raise Damaged(f"{path.name}: damaged (the checksum of its numbers is another)")
     return Bundle(header, state)
 
 

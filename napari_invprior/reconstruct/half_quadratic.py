@@ -250,7 +250,7 @@ class PatchAverage:
             if self._periodic:
                 places.append(torch.arange(offset, offset + n, s))
             else:
-                inner = torch.arange(offset, n - p + 1, s)
+                inner = torch.arange(min(offset, n - p), n - p + 1, s)
                 places.append(torch.cat([torch.tensor([0, n - p]), inner]).unique())
         return places
 

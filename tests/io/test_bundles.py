@@ -167,6 +167,15 @@ def test_a_damaged_file_does_not_push_out_the_good_one(saved):
     torch.testing.assert_close(load_prior(backup(saved))[0].mean[0], torch.tensor(0.25))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64])
+def test_other_types_of_numbers(saved, dtype):
+    state = {"mean": torch.zeros(9).to(dtype), "count": torch.tensor(7)}
+    try:
+        load_prior(rewritten(saved, state))
+    except FileRefused as error:
+        assert saved.name in str(error)
+
+
 def test_both_damaged(saved):
     save_prior(saved, tiny(0.75))
     for path in (saved, backup(saved)):
@@ -259,7 +268,9 @@ def test_numbers_that_do_not_fit(saved, state, words):
         load_prior(rewritten(saved, state))
 
 
-@pytest.mark.parametrize("kind", ["pt", "old pt", "pickle", "joblib", "npy", "npz", "noise", "none"])
+@pytest.mark.parametrize(
+    "kind", ["pt", "old pt", "pickle", "joblib", "npy", "npz", "noise", "none"]
+)
 def test_other_files_are_refused_and_run_no_code(tmp_path, kind):
     ran = tmp_path / "ran"
 

@@ -95,7 +95,7 @@ def test_png_palettes_and_transparency(tmp_path):
     np.testing.assert_array_equal(image.array[0, 0], RAMP)
 
 
-@pytest.mark.parametrize("name", ["a b.png", "größe-µ-図.npy", "it's;$(x).tif", "con.npz", "%41.png"])
+@pytest.mark.parametrize("name", ["a b.png", "größe-µ-図.npy", "it's;$(x).tif", "con.npz"])
 def test_paths_with_odd_letters(tmp_path, name):
     folder = tmp_path / "Ordner mit Leerzeichen é"
     folder.mkdir()

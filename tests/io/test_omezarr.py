@@ -291,7 +291,7 @@ def test_links_that_lead_outside(store, tmp_path):
 def test_pickling_filters_of_zarr_2_are_refused(tmp_path):
     path = version_04(tmp_path / "x.zarr", np.zeros((1, 1, 2, 8, 9), "u2"))
     edit(path / "s0" / ".zarray", "filters", value=[{"id": "pickle", "protocol": 5}])
-    with pytest.raises(FileRefused, match="pickle|cannot be read"):
+    with pytest.raises(FileRefused, match=r"pickle|cannot be read"):
         read_image(path)
 
 
@@ -344,7 +344,7 @@ def test_complex_arrays(tmp_path):
 
 
 def test_plain_data():
-    data = {1: np.arange(2), "b": {3.5, 3.5}, "c": np.inf, "d": None, "e": object}
+    data = {1: np.arange(2), "b": {3.5}, "c": np.inf, "d": None, "e": object}
     assert plain(data) == {
         "1": [0, 1], "b": [3.5], "c": "inf", "d": None, "e": "<class 'object'>",
     }  # fmt: skip

@@ -1,0 +1,196 @@
+"""Laws that every registered prior obeys, in 2D and 3D."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from napari_invprior import jobs, registry
+from napari_invprior.errors import InvalidInput
+from napari_invprior.priors.base import PatchPrior, Prior, Reference
+
+QUICK: dict[str, dict[str, Any]] = {
+    "patchnr": {"hidden": 16, "blocks": 2, "steps": 60, "batch": 128},
+    "gmm": {"components": 4, "steps": 4},
+}
+"""Parameters that make a fit take a second."""
+
+PRIORS = [
+    pytest.param(method, ndim, id=f"{method.name}-{ndim}d")
+    for method in registry.methods("prior")
+    for ndim in method.dimensions
+]
+
+
+def texture(ndim: int, seed: int = 0, channels: int = 1) -> torch.Tensor:
+    """A smooth random field in [0, 1]: (C, *space)."""
+    generator = torch.Generator().manual_seed(seed)
+    space = (48, 47) if ndim == 2 else (17, 18, 16)
+    x = torch.randn((channels, *space), generator=generator)
+    for axis in range(1, ndim + 1):
+        x = x + x.roll(1, axis) + 0.5 * x.roll(2, axis)
+    return (x - x.min()) / (x.max() - x.min())
+
+
+def fitted(method: registry.Method, ndim: int, channels: int = 1, **options: Any) -> Any:
+    parameters = method.parameters(patch_size=4 if ndim == 2 else 3, **QUICK[method.name] | options)
+    prior = method.cls(parameters, ndim=ndim, channels=channels)
+    jobs.run(prior.fit([Reference(texture(ndim, channels=channels))], seed=1))
+    return prior
+
+
+@pytest.fixture(scope="module")
+def priors() -> dict[tuple[str, int], Any]:
+    return {}
+
+
+@pytest.fixture
+def prior(
+    request: pytest.FixtureRequest, priors: dict[tuple[str, int], Any]
+) -> Any:
+    method, ndim = request.param
+    if (method.name, ndim) not in priors:
+        priors[method.name, ndim] = fitted(method, ndim)
+    return priors[method.name, ndim]
+
+
+EACH = pytest.mark.parametrize(
+    "prior", [pytest.param(p.values, id=p.id) for p in PRIORS], indirect=True
+)
+
+
+@EACH
+def test_gradient_is_the_derivative(prior: Prior) -> None:
+    x = texture(prior.ndim, seed=5)[None].contiguous()
+    gradient = prior.grad(x)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    step = 2e-3
+    difference = (prior.g(x + step * direction) - prior.g(x - step * direction)) / (2 * step)
+    slope = float((gradient * direction).sum())
+    assert float(difference) == pytest.approx(slope, rel=0.02)
+
+
+@EACH
+def test_batches_agree_with_single_images(prior: Prior) -> None:
+    x = torch.stack([texture(prior.ndim, seed=5), texture(prior.ndim, seed=6)])
+    together = prior.g(x)
+    alone = torch.cat([prior.g(x[:1]), prior.g(x[1:])])
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(prior.grad(x)[1:], prior.grad(x[1:]), rtol=1e-3, atol=1e-4)
+
+
+@EACH
+def test_random_grids_and_draws_are_unbiased(prior: PatchPrior) -> None:
+    x = texture(prior.ndim, seed=5)[None]
+    full = prior.grad(x)
+    generator = torch.Generator().manual_seed(0)
+    for draw in (
+        lambda: prior.subset_value_and_grad(x, generator),
+        lambda: prior.drawn_value_and_grad(x, 300, generator),
+    ):
+        samples = torch.stack([draw()[1] for _ in range(150)])
+        error = (samples.mean(0) - full).abs()
+        standard = samples.std(0) / len(samples) ** 0.5
+        inside = error <= 3 * standard + 1e-6 * float(full.abs().max())
+        assert float(inside.float().mean()) > 0.98
+
+
+@EACH
+def test_state_round_trip_is_exact(prior: Prior) -> None:
+    again = type(prior)(prior.parameters, ndim=prior.ndim, channels=prior.channels)
+    assert not again.is_fitted
+    again.load_state({name: tensor.clone() for name, tensor in prior.state().items()})
+    x = texture(prior.ndim, seed=7)[None]
+    assert again.is_fitted
+    assert torch.equal(again.g(x), prior.g(x))
+    assert torch.equal(again.grad(x), prior.grad(x))
+
+
+@EACH
+def test_bad_states_are_refused_by_name(prior: Prior) -> None:
+    good = prior.state()
+    name = max(good, key=lambda n: (good[n].is_floating_point(), good[n].ndim, good[n].numel()))
+    for bad in (
+        good | {name: torch.full_like(good[name], torch.nan)},
+        good | {name: good[name].flatten()[:-1]},
+        {n: t for n, t in good.items() if n != name},
+    ):
+        again = type(prior)(prior.parameters, ndim=prior.ndim, channels=prior.channels)
+        with pytest.raises(InvalidInput, match=name):
+            again.load_state(bad)
+        assert not again.is_fitted
+
+
+@EACH
+def test_plausible_images_have_the_smaller_potential(prior: Prior) -> None:
+    x = texture(prior.ndim, seed=8)[None]
+    noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    assert float(prior.g(x)) < float(prior.g(noisy))
+    assert bool(torch.isfinite(prior.g(torch.zeros_like(x))).all())
+    assert bool(torch.isfinite(prior.grad(torch.zeros_like(x))).all())
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+def test_same_seed_same_prior(method: registry.Method, ndim: int) -> None:
+    x = texture(ndim, seed=7)[None]
+    assert torch.equal(fitted(method, ndim).g(x), fitted(method, ndim).g(x))
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+@pytest.mark.parametrize("channels", ["separate", "joint"])
+def test_channels(method: registry.Method, ndim: int, channels: str) -> None:
+    parameters = method.parameters(
+        patch_size=3, channels=channels, **QUICK[method.name]
+    )
+    prior = method.cls(parameters, ndim=ndim, channels=2)
+    jobs.run(prior.fit([Reference(texture(ndim, channels=2))], seed=1))
+    x = texture(ndim, seed=3, channels=2)[None]
+    assert prior.dim == 3**ndim * (2 if channels == "joint" else 1)
+    assert prior.g(x).shape == (1,)
+    assert prior.grad(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+def test_poor_references_are_refused(method: registry.Method, ndim: int) -> None:
+    prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
+    constant = Reference(torch.full((1, *(20,) * ndim), 0.5))
+    small = Reference(torch.rand((1, *(5,) * ndim)))
+    empty = Reference(torch.rand((1, *(2,) * ndim)))
+    for reference in (constant, small, empty):
+        with pytest.raises(InvalidInput):
+            jobs.run(prior.fit([reference], seed=0))
+        assert not prior.is_fitted
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+def test_masked_and_missing_samples_are_never_learnt(method: registry.Method, ndim: int) -> None:
+    image = texture(ndim)
+    spoiled = image.clone()
+    mask = torch.ones(image.shape[1:], dtype=torch.bool)
+    mask[..., -5:] = False
+    spoiled[..., -5:] = 40.0
+    results = []
+    for candidate in (image, spoiled):
+        prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
+        jobs.run(prior.fit([Reference(candidate, mask)], seed=1))
+        results.append(prior.g(image[None]))
+    assert torch.equal(*results)
+    spoiled[..., -5:] = torch.nan
+    prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
+    jobs.run(prior.fit([Reference(spoiled)], seed=1))
+    assert torch.equal(prior.g(image[None]), results[0])
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+def test_stopping_keeps_a_usable_state(method: registry.Method, ndim: int) -> None:
+    options = QUICK[method.name] | {"steps": 50}
+    prior = method.cls(method.parameters(patch_size=3, **options), ndim=ndim)
+    jobs.run(prior.fit([Reference(texture(ndim))], seed=1))
+    before = float(prior.g(texture(ndim, seed=4)[None]))
+    job = prior.fit([Reference(texture(ndim))], seed=2)
+    next(job)
+    job.close()
+    assert prior.is_fitted
+    assert float(prior.g(texture(ndim, seed=4)[None])) == pytest.approx(before, abs=1.0)
