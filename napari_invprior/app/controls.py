@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QElidingLabel
 
 from napari_invprior import registry
 from napari_invprior.app.forms import Form, LayerNames
@@ -142,6 +143,24 @@ class Line(QLabel):
         self.setStyleSheet(f"color: {colour};" if colour else "")
 
 
+class Sentence(QElidingLabel):
+    """One line that never wraps; what does not fit is read on hover."""
+
+    def __init__(self, tooltip: str) -> None:
+        super().__init__()
+        self._about = tooltip
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setFixedHeight(self.fontMetrics().height() + 4)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.say("")
+
+    def say(self, text: str, colour: str = "") -> None:
+        """Show a sentence."""
+        self.setText(text)
+        self.setToolTip(f"{text}\n\n{self._about}" if text else self._about)
+        self.setStyleSheet(f"color: {colour};" if colour else "")
+
+
 class Section(QFrame):
     """One step of the dock: number, title and main choice on the first line."""
 
@@ -153,8 +172,8 @@ class Section(QFrame):
         self.title.setFont(font)
         self.title.setMinimumWidth(96)
         self.box = QVBoxLayout(self)
-        self.box.setContentsMargins(5, 1, 5, 2)
-        self.box.setSpacing(2)
+        self.box.setContentsMargins(5, 1, 5, 1)
+        self.box.setSpacing(1)
         self.box.addLayout(row(self.title, *head))
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
 

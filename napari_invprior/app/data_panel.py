@@ -70,7 +70,9 @@ class DataPanel(Section):
             "physics", "How the observation came about.", "superresolution",
             layers=self._mask_layers,
         )
-        self.noise = MethodChooser("noise", "The noise of the observation.", "gaussian", inline=True)
+        self.noise = MethodChooser(
+            "noise", "The noise of the observation.", "gaussian", inline=True
+        )
         self.truth = Picker(
             "The true image, where it is known: for figures only.", self.changed.emit
         )
@@ -120,15 +122,7 @@ class DataPanel(Section):
         known = [("none", None), *((i.name, i.name) for i in sources)]
         self.truth.offer(known, truth, keep=truth is None)
         self.physics.refresh_layers()
-        mask = next((n for n in self.viewer.layers if role_of(n) == "mask"), None)
-        if mask is not None and self.physics.name == "inpainting":
-            self._use_mask(mask.name)
         self._describe()
-
-    def _use_mask(self, name: str) -> None:
-        form = self.physics.form
-        if form.values().get("mask") is None:
-            form.editors["mask"].set({"layer": name})
 
     @property
     def layer(self) -> Layer | None:
@@ -141,11 +135,16 @@ class DataPanel(Section):
         return int(self.dimensions.currentData() or 2)
 
     def _on_observation(self) -> None:
+        if not hasattr(self, "physics"):
+            return
         layer = self.layer
         options = possible_dimensions(layer) if layer is not None else (2,)
         self.dimensions.offer([(WORDS[n], n) for n in options], options[0], keep=False)
         self.dimensions.setVisible(len(options) > 1)
         self._on_dimensions()
+        told = layer.metadata.get(META) if layer is not None else None
+        if isinstance(told, dict) and isinstance(told.get("physics"), dict):
+            self.physics.choose(told["physics"])
 
     def _on_dimensions(self) -> None:
         if not hasattr(self, "physics"):

@@ -230,7 +230,7 @@ class Form(QWidget):
         self._resets: dict[str, QToolButton] = {}
         main = QVBoxLayout(self)
         main.setContentsMargins(0, 0, 0, 0)
-        main.setSpacing(2)
+        main.setSpacing(0)
         self.advanced = QWidget()
         for holder, hidden in ((QWidget(), False), (self.advanced, True)):
             shown = [f for f in self._fields.values() if (f.name in self._folded) == hidden]
@@ -247,7 +247,7 @@ class Form(QWidget):
         grid = QGridLayout(holder)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setHorizontalSpacing(4)
-        grid.setVerticalSpacing(2)
+        grid.setVerticalSpacing(1)
         grid.setColumnStretch(1, 1)
         for row, field in enumerate(shown):
             editor = self.editors[field.name] = self._editor(field)

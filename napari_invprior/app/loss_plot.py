@@ -6,7 +6,7 @@ import pyqtgraph
 from napari.settings import get_settings
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0)}
 """Losses that are drawn as curves: label and line width."""
@@ -25,22 +25,31 @@ class LossPlot(QWidget):
         super().__init__()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(1)
+        self.title = QLabel()
+        font = self.title.font()
+        font.setPointSizeF(max(6.0, font.pointSizeF() * 0.85))
+        self.title.setFont(font)
+        self.title.setTextFormat(Qt.TextFormat.RichText)
         self.plot = pyqtgraph.PlotWidget()
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
+        self.plot.getViewBox().setDefaultPadding(0.18)  # room for the names of the levels
         self.plot.setMouseEnabled(False, False)
         self.setToolTip(
             "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
             "Gaussians reaches on the same patches."
         )
-        layout.addWidget(self.plot)
+        self.title.setToolTip(self.toolTip())
+        layout.addWidget(self.title)
+        layout.addWidget(self.plot, 1)
         self.setFixedHeight(height)
         self.setMinimumWidth(120)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
         self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
-        self._legend = self.plot.addLegend(offset=(-4, 2), labelTextSize="7pt", verSpacing=-8)
+        self._name_curves()
         self.follow_theme()
         get_settings().appearance.events.theme.connect(self.follow_theme)
         self.destroyed.connect(_forget(self.follow_theme))
@@ -59,25 +68,32 @@ class LossPlot(QWidget):
             font.setPointSizeF(7)
             axis.setTickFont(font)
         item.getAxis("left").setWidth(34)
-        self._legend.setLabelTextColor(text)
+
+    def _name_curves(self) -> None:
+        """The curves' names in their colours, above the plot where they hide nothing."""
+        shown = [name for name in CURVES if name in self._curves]
+        names = " ".join(
+            f'<span style="color:{COLOURS[name]}">▬ {CURVES[name][0]}</span>' for name in shown
+        )
+        self.title.setText(f"loss {names}")
 
     def clear(self) -> None:
         """Begin a new training."""
         for item in (*self._curves.values(), *self._levels.values()):
             self.plot.removeItem(item)
-        self._legend.clear()
         self.points.clear()
         self._curves.clear()
         self._levels.clear()
+        self._name_curves()
 
     def add(self, step: int, losses: dict[str, float]) -> None:
-        """Add one point per loss; unknown names become curves of their own."""
+        """Add one point per loss; names that have neither curve nor level are left out."""
         for name, value in losses.items():
             if value != value:  # NaN: nothing to draw
                 continue
             if name in LEVELS:
                 self._level(name, value)
-            else:
+            elif name in CURVES:
                 self._point(name, step, value)
 
     def _point(self, name: str, step: int, value: float) -> None:
@@ -87,9 +103,9 @@ class LossPlot(QWidget):
         steps.append(step)
         values.append(value)
         if name not in self._curves:
-            label, width = CURVES.get(name, (name.replace("_", " "), 1.0))
-            pen = pyqtgraph.mkPen(COLOURS.get(name, "#888888"), width=width)
-            self._curves[name] = self.plot.plot([], [], pen=pen, name=label)
+            pen = pyqtgraph.mkPen(COLOURS[name], width=CURVES[name][1])
+            self._curves[name] = self.plot.plot([], [], pen=pen)
+            self._name_curves()
         self._curves[name].setData(steps, values)
 
     def _level(self, name: str, value: float) -> None:
@@ -99,6 +115,9 @@ class LossPlot(QWidget):
                 angle=0, pen=pen, label=LEVELS[name],
                 labelOpts={"position": 0.2, "color": COLOURS[name], "anchors": [(0, 1), (0, 1)]},
             )
+            font = self.font()
+            font.setPointSizeF(7)
+            line.label.setFont(font)
             self.plot.addItem(line)
         self._levels[name].setValue(value)
 

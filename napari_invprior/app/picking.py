@@ -54,7 +54,7 @@ class RegionPicker:
         self.viewer, self._on_change, self._say = viewer, on_change, say
         self.image: Image | None = None
         self.ndim = 2
-        self.size = 48
+        self.size = 64
         self._active = False
         self._layer: Shapes | None = None
         self._index: int | None = None  # the region that wheel, spin box and Delete act on

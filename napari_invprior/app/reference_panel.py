@@ -131,11 +131,19 @@ class ReferencePanel(Section):
         layer = self.layer
         if layer is None or layer is not self.picker.image:
             self.picker.leave()
+        if layer is not None and layer is not self.picker.image:
+            self._suggest_size(layer)
         self.picker.image, self.picker.ndim = layer, self._dimensions()
         for control in (self.pick, self.rectangle, self.polygon, self.paint, self.size, self.clear):
             control.setEnabled(layer is not None)
         self._recount()
         self.changed.emit()
+
+    def _suggest_size(self, layer: Image) -> None:
+        """A quarter of the image, or so: three regions then give enough patches."""
+        size = min(space_shape(layer, self._dimensions())) // 4
+        self.picker.size = int(np.clip(size, 16 if self._dimensions() == 3 else 32, 96))
+        self.size.setValue(self.picker.size)
 
     def _dimensions(self) -> int:
         """Space axes of the reference: those of the data, as far as it has them."""

@@ -24,6 +24,9 @@ from napari_invprior.app.words import duration, figures
 from napari_invprior.errors import InvalidInput, InvPriorError
 from napari_invprior.jobs import Event, Message, Preview, Progress
 
+LAST_RUN = "last_run"
+"""Fact of a saved prior: the recipe it was last used for."""
+
 TRAIN, RECONSTRUCT = "train", "reconstruct"
 PREVIEW = "preview"
 
@@ -102,10 +105,13 @@ class Runs(QObject):
             self.panels.prior.prior if needed else None,
         )
 
+    def last_recipe(self) -> dict[str, Any] | None:
+        """The run of the shown result, or the one that a loaded prior was last used for."""
+        return recipe_of(self.history.shown) or self.panels.prior.facts.get(LAST_RUN)
+
     def again(self) -> None:
         """Repeat the run of the shown result, or the one a loaded prior remembers."""
-        shown = self.history.shown
-        recipe = recipe_of(shown) or self.panels.prior.facts.get("recipe")
+        recipe, shown = self.last_recipe(), self.history.shown
         if recipe is None:
             self.said.emit("there is no result whose run could be repeated", True)
             return
@@ -197,6 +203,8 @@ class Runs(QObject):
             )
             return
         how = "trained" if end.how == "done" else "cancelled: best state kept, Train goes on"
+        if end.how == "done":
+            panel.bar.setValue(panel.bar.maximum())
         panel.hold(outcome.prior, dict(outcome.facts), f"{how} · {duration(outcome.seconds)}")
 
     def _reconstructed(self, outcome: Any, wanted: Request) -> None:

@@ -81,9 +81,11 @@ def _layers(
     kept = {"scale": coarse.scale, "translate": coarse.translate}
     if mask is not None:
         data = np.where(mask, data, 0).astype(np.float32)
+        physics = physics | {"mask": {"layer": f"{name} mask"}}
 
     def options(role: str, title: str, **more: Any) -> dict[str, Any]:
-        return common | {"name": f"{name} {title}", "metadata": {META: {"role": role}}} | more
+        facts = {"role": role} | ({"physics": physics} if role == "observation" else {})
+        return common | {"name": f"{name} {title}", "metadata": {META: facts}} | more
 
     layers: list[LayerTuple] = [
         (truth, options("truth", "truth", scale=step, visible=False), "image"),
@@ -93,6 +95,6 @@ def _layers(
     if mask is not None:
         labels = {k: v for k, v in common.items() if k in ("units", "axis_labels")}
         labels |= {"name": f"{name} mask", "visible": False, "scale": step,
-                   "metadata": {META: {"role": "mask", "physics": physics["kind"]}}}
+                   "metadata": {META: {"role": "mask"}}}
         layers.insert(0, (mask.astype(np.uint8), labels, "labels"))
     return layers

@@ -9,6 +9,7 @@ from typing import Any
 from napari_invprior.app import preferences
 from napari_invprior.app.jobs import MakeJob
 from napari_invprior.app.prior_panel import PriorPanel
+from napari_invprior.app.runs import LAST_RUN
 from napari_invprior.jobs import Job, Result, ShouldStop
 
 
@@ -19,7 +20,7 @@ def save_prior_facts(path: Path, panel: PriorPanel, recipe: Mapping[str, Any] | 
     path = path if path.suffix else path.with_suffix(".safetensors")
     facts = dict(panel.facts)
     if recipe is not None:
-        facts["recipe"] = dict(recipe)
+        facts[LAST_RUN] = dict(recipe)
     save_prior(path, panel.prior, facts)
 
 

@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_invprior.app.controls import FAULT, Line
+from napari_invprior.app.controls import FAULT, Sentence
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
@@ -62,7 +62,7 @@ class Workbench(QWidget):
         self.prior = PriorPanel()
         self.result = ReconstructPanel()
         self.runs = Runs(self.viewer, self, self)
-        self.message = Line("What the running or last job said.")
+        self.message = Sentence("What the running or last job said.")
         self._messages: list[str] = []
         self._closed = False
         self._lay_out()
@@ -186,7 +186,7 @@ class Workbench(QWidget):
         result.older.setEnabled(history.can_step(-1))
         result.newer.setEnabled(history.can_step(1))
         result.shown.setText(shown.name if shown is not None else "no result yet")
-        known = recipe_of(shown) is not None or "recipe" in self.prior.facts
+        known = self.runs.last_recipe() is not None
         result.again.setEnabled(idle and known)
         result.script.setEnabled(known)
         result.save.setEnabled(idle and shown is not None and shown in self.runs.outcomes)
@@ -219,7 +219,7 @@ class Workbench(QWidget):
         """Put a script of the shown result's run on the clipboard."""
         from napari_invprior import recipes
 
-        recipe = recipe_of(self.runs.history.shown) or self.prior.facts.get("recipe")
+        recipe = self.runs.last_recipe()
         if recipe is not None:
             QApplication.clipboard().setText(recipes.script(recipes.parse(recipe)))
             show_info("The script is on the clipboard.")

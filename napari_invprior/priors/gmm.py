@@ -15,6 +15,7 @@ from napari_invprior.networks.draws import draw_patches
 from napari_invprior.numerics.expectation import (
     Moments,
     Regularisation,
+    asymmetry,
     covariance,
     from_labels,
     k_means,
@@ -36,6 +37,12 @@ PATCHES_EARLY = 200
 K_MEANS_STEPS = 5
 SHRINKAGE_TARGET = 0.05
 """Small components are pulled towards this share of the covariance of all patches."""
+FEW_PATCHES, MANY_PATCHES = 600, 1000
+"""Patches per component below which symmetries pay, and how many are then made."""
+FEWEST_COMPONENTS = 50
+"""Small mixtures lose by symmetries: they have no Gaussians to spare for all orientations."""
+ISOTROPIC = 0.25
+"""Largest `asymmetry` of a material that counts as having no direction."""
 HELD_OUT_LIMIT = 10_000
 FEWEST_HELD_OUT = 20
 GAP_PER_NUMBER = 0.8
@@ -61,8 +68,10 @@ class GaussianMixtureParameters(Parameters):
     tolerance: Annotated[float, Field(ge=0, le=10)] = parameter(
         0.05, "Stop when a step gains less log-likelihood.", unit="nats per patch", advanced=True
     )
-    symmetries: Literal["off", "on", "auto"] = parameter(
-        "off", "Train on flipped and turned patches too: for material without a direction.",
+    symmetries: Literal["auto", "off", "on"] = parameter(
+        "auto",
+        "Train on flipped and turned patches too; automatic: where patches are few for the "
+        "components and the material has no direction.",
         advanced=True,
     )
     max_patches: Annotated[int, Field(ge=100, le=5_000_000)] = parameter(
@@ -219,13 +228,22 @@ class GaussianMixture(PatchPrior):
         return train.to(self.device), held_out.to(self.device)
 
     def _symmetric(self, train: Tensor) -> bool:
-        return self.parameters.symmetries == "on"
+        """Whether to train on turned patches too."""
+        if self.parameters.symmetries != "auto":
+            return self.parameters.symmetries == "on"
+        components = self._component_count(train.shape[1])
+        if components < FEWEST_COMPONENTS or train.shape[1] >= FEW_PATCHES * components:
+            return False
+        group = symmetries(self.patch, self.joint_channels)
+        _, spread = covariance(train)
+        return asymmetry(spread, group, self.parameters.floor) < ISOTROPIC
 
     def _turned(self, patches: Tensor, most: int, generator: torch.Generator) -> Tensor:
         """Up to ``most`` patches, each with a random symmetry of the patch applied."""
         group = symmetries(self.patch, self.joint_channels)
         n = patches.shape[1]
-        count = max(n, min(most, n * len(group)))
+        wanted = MANY_PATCHES * self._component_count(n)
+        count = max(n, min(most, n * len(group), wanted))
         source = torch.arange(count) % n
         element = torch.randint(len(group), (count,), generator=generator)
         turned = patches.new_empty((patches.shape[0], count))
@@ -235,14 +253,16 @@ class GaussianMixture(PatchPrior):
         return turned
 
     def _component_count(self, patches: int) -> int:
-        """Number of components that so many patches can feed."""
+        """Number of components asked for, or as many as so many patches can feed."""
+        if self.parameters.components is not None:
+            return self.parameters.components
         if self.ndim == 2:
             return 20 if patches < 20_000 else 50
         return 50 if patches < 30_000 else 100
 
     def _start(self, train: Tensor, generator: torch.Generator) -> Iterator[Event]:
         """Set the first mixture by k-means."""
-        wanted = self.parameters.components or self._component_count(train.shape[1])
+        wanted = self._component_count(train.shape[1])
         most = max(1, train.shape[1] // PATCHES_PER_COMPONENT)
         if wanted > most:
             yield Message(

@@ -54,8 +54,8 @@ class Plan:
 
 
 PRESETS = {
-    "fast": Plan(64, 5, 256, 1500, 2e-3, True, True, 0.0, "auto", 0.998, True),
-    "good": Plan(128, 5, 512, 4000, 2e-3, True, True, 0.0, "auto", 0.998, True),
+    "fast": Plan(64, 5, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True),
+    "good": Plan(128, 5, 512, 8000, 4e-3, True, True, 0.0, "auto", 0.998, True),
     "paper": Plan(512, 5, 32, 750_000, 1e-4, False, False, 0.0, "off", 0.0, False),
 }
 

@@ -286,6 +286,19 @@ def test_npy_headers_that_lie(tmp_path, shape, descr):
             loaded(path)
 
 
+@pytest.mark.parametrize("shape", ["(4, 4)", "(2, 2)", "(1000000, 1000000)"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_npy_sizes_that_differ_are_named(tmp_path, shape, packed):
+    path = tmp_path / "x.bin"
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", npy_with(shape))
+    else:
+        path.write_bytes(npy_with(shape))
+    with pytest.raises(FileRefused, match="truncated or damaged"):
+        loaded(path)
+
+
 def test_limits_hold_before_anything_is_allocated(tmp_path):
     array = np.zeros((300, 300))
     array[0] = 1

@@ -301,6 +301,16 @@ def test_symmetries_make_the_mixture_blind_to_direction():
     assert gaps[1] < 0.2 * gaps[0]
 
 
+def test_automatic_symmetries_tell_gravel_from_brick():
+    chosen = {}
+    for name in ("gravel", "brick"):
+        picture = torch.from_numpy(load_sample(f"{name}-reference")[:150, :150] / 255.0).float()
+        prior = GaussianMixture(GaussianMixtureParameters(components=50), ndim=2)
+        patches, _ = prior._patches([Reference(picture[None])], torch.Generator().manual_seed(0))
+        chosen[name] = patches.shape[1] > 145**2
+    assert chosen == {"gravel": True, "brick": False}
+
+
 @pytest.mark.parametrize("channels", ["separate", "joint"])
 def test_channels_and_anisotropic_patches(channels):
     image = torch.from_numpy(load_sample("grass")[:120, :60] / 255.0).float()
