@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +105,12 @@ viewer.close()
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_stay_small(path):
     assert len(path.read_text().splitlines()) <= 450
+
+
+@pytest.mark.parametrize("name", LOW_MODULES)
+def test_examples_in_docstrings_are_true(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.failed == 0
 
 
 def test_version_is_declared_once():

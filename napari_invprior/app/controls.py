@@ -126,12 +126,18 @@ class Line(QLabel):
         self.setTextFormat(Qt.TextFormat.PlainText)  # layer names are never taken for HTML
         self.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        self.setMinimumHeight(lines * self.fontMetrics().height() + 2)
         self.say("")
+
+    def _least(self) -> int:
+        return self._lines * self.fontMetrics().lineSpacing() + 4
+
+    def heightForWidth(self, width: int) -> int:  # noqa: N802
+        """Room for the lines that are always taken; more only for a long text."""
+        return max(self._least(), super().heightForWidth(width))
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """As wide as there is room."""
-        return QSize(20, max(self.minimumHeight(), super().minimumSizeHint().height()))
+        return QSize(20, self._least())
 
     def say(self, text: str, colour: str = "") -> None:
         """Show a sentence; ``colour`` marks a fault or a success."""

@@ -60,7 +60,7 @@ class DataPanel(Section):
             self._on_dimensions,
         )
         self.dimensions.setMinimumContentsLength(2)
-        self.dimensions.setMaximumWidth(56)
+        self.dimensions.setFixedWidth(66)
         self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
         self.gear.setToolTip("Choose the layer with the true image, where it is known.")
         super().__init__(1, "Data", self.observation, self.dimensions, self.gear)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from napari.qt.threading import create_worker
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, Qt, Signal
 
 from napari_invprior.errors import Cancelled
 from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, guard
@@ -55,6 +55,7 @@ class _Thread:
         self.stop, self.go, self.done = threading.Event(), threading.Event(), threading.Event()
         self.go.set()
         self.sent = self.seen = 0  # one writer each: the worker and the window
+        self.grace = GRACE
         self.end: JobEnd | None = None
         self.worker: Any = None
         self.job = guard(self._started())
@@ -80,7 +81,7 @@ class _Thread:
                 while not self.go.wait(0.05) and not self.should_stop():
                     pass
                 if self.should_stop():
-                    deadline = min(deadline, time.monotonic() + GRACE)
+                    deadline = min(deadline, time.monotonic() + self.grace)
                     if time.monotonic() >= deadline:
                         break
             self.end = JobEnd(self.name, "cancelled" if self.should_stop() else "done", value)
@@ -152,6 +153,8 @@ class JobRunner(QObject):
         thread.worker = create_worker(thread.events, _start_thread=False)
         thread.worker.yielded.connect(self._on_event)
         thread.worker.finished.connect(self._on_finished)
+        # napari quits workers when a viewer closes and leaves their generator hanging at a yield
+        thread.worker.aborted.connect(thread.close, Qt.ConnectionType.DirectConnection)
         self._set_state("running")
         thread.worker.start()
         return True
@@ -180,6 +183,7 @@ class JobRunner(QObject):
         if thread is None:
             return True
         self.blockSignals(True)
+        thread.grace = 0.0  # nobody waits for the best state
         thread.stop.set()
         self._thread = None
         self._state = "idle"
@@ -203,7 +207,5 @@ class JobRunner(QObject):
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        if thread.end is None:  # napari quit the worker: its generator hangs at a yield
-            thread.close()
         self._set_state("idle")
         self.ended.emit(thread.end or JobEnd(thread.name, "cancelled"))

@@ -34,7 +34,7 @@ class LossPlot(QWidget):
         self.plot = pyqtgraph.PlotWidget()
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
-        self.plot.getViewBox().setDefaultPadding(0.18)  # room for the names of the levels
+        self.plot.getViewBox().setDefaultPadding(0.08)  # room for the names of the levels
         self.plot.setMouseEnabled(False, False)
         self.setToolTip(
             "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
@@ -113,7 +113,7 @@ class LossPlot(QWidget):
             pen = pyqtgraph.mkPen(COLOURS[name], width=1.5, style=Qt.PenStyle.DashLine)
             self._levels[name] = line = pyqtgraph.InfiniteLine(
                 angle=0, pen=pen, label=LEVELS[name],
-                labelOpts={"position": 0.2, "color": COLOURS[name], "anchors": [(0, 1), (0, 1)]},
+                labelOpts={"position": 0.45, "color": COLOURS[name], "anchors": [(0, 0), (0, 0)]},
             )
             font = self.font()
             font.setPointSizeF(7)

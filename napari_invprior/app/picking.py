@@ -80,7 +80,7 @@ class RegionPicker:
         layer = self.layer
         if layer is None:
             image = self._image()
-            width = max(1.0, min(space_shape(image, 2)) / 160)
+            width = min(space_shape(image, 2)) / 160
             text = {"string": "z {z_start:.0f}-{z_stop:.0f}", "color": PICKED, "size": 8}
             layer = Shapes(
                 ndim=2, name=LAYER_NAME, features={name: np.empty(0) for name in DEPTH},

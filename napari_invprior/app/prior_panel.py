@@ -48,8 +48,8 @@ class PriorPanel(Section):
         self.about = Line("State of the prior; time used and time left.")
         self.box.addWidget(self.bar)
         self.box.addWidget(self.about)
-        self.plot = LossPlot(84)
-        self.gallery = PatchGallery("generated patches", "appear while it trains", 84)
+        self.plot = LossPlot(92)
+        self.gallery = PatchGallery("generated patches", "appear while it trains", 92)
         pictures = row(self.plot, self.gallery, spacing=6)
         pictures.setStretch(0, 1)
         pictures.setStretch(1, 1)
@@ -110,9 +110,7 @@ class PriorPanel(Section):
     def progress(self, event: Progress) -> None:
         """Show how far it is."""
         show_progress(self.bar, event)
-        best = event.losses.get("held_out")
-        figure = f" · held out {best:.2f}" if best is not None else ""
-        self.about.say(f"step {event.step} of {event.total} · {clock(event)}{figure}")
+        self.about.say(f"step {event.step} of {event.total} · {clock(event)}")
         self.plot.add(event.step, dict(event.losses))
 
     def preview(self, event: Preview) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import napari
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, QSize, Qt
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QApplication,
@@ -64,7 +64,7 @@ class Workbench(QWidget):
         self.runs = Runs(self.viewer, self, self)
         self.message = Sentence("What the running or last job said.")
         self._messages: list[str] = []
-        self._closed = False
+        self._closed = self._window_closes = False
         self._lay_out()
         self._connect()
         self._bind_keys()
@@ -293,6 +293,26 @@ class Workbench(QWidget):
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self.close_down()
         return super().event(event)
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Watch the window that the dock is in; it joins it only after it is shown."""
+        QTimer.singleShot(0, self._watch_window)
+        super().showEvent(event)
+
+    def _watch_window(self) -> None:
+        self.window().installEventFilter(self)
+
+    def eventFilter(self, watched: Any, event: QEvent) -> bool:  # noqa: N802
+        """Stop when the window closes: it hides after a close that nobody refused."""
+        if event.type() == QEvent.Type.Close:
+            self._window_closes = True
+            QTimer.singleShot(0, self._window_stays)
+        elif event.type() == QEvent.Type.Hide and self._window_closes:
+            self.close_down()
+        return super().eventFilter(watched, event)
+
+    def _window_stays(self) -> None:
+        self._window_closes = False
 
     def closeEvent(self, event: Any) -> None:  # noqa: N802
         """A window of its own was closed."""

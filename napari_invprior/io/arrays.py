@@ -187,7 +187,7 @@ def selection(
 
 
 def checked(array: Any, name: str) -> np.ndarray:
-    """The array in the machine's byte order, read-only; kinds that are no samples are refused.
+    """The array in the machine's byte order; kinds that are no samples are refused.
 
     Raises
     ------
@@ -201,9 +201,7 @@ def checked(array: Any, name: str) -> np.ndarray:
         raise InvalidInput(f"{name}: samples of type {array.dtype} are no intensities")
     if array.size == 0:
         raise InvalidInput(f"{name}: shape {array.shape} holds no sample")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False).view()
-    array.flags.writeable = False
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def value_range_of(array: np.ndarray, name: str) -> Range:
@@ -322,7 +320,7 @@ def arranged(
     channels = () if axes.channel is None else (axes.channel,)
     ordered = array.transpose(*axes.frames, *channels, *axes.space)
     frames = ordered.shape[: len(axes.frames)]
-    stacked = ordered.reshape(math.prod(frames), -1 if channels else 1, *space)
+    stacked = ordered.reshape(math.prod(frames), -1 if channels else 1, *space).view()
     stacked.flags.writeable = False
     return Image(
         array=stacked,

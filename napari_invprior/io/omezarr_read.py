@@ -29,8 +29,9 @@ ATTRIBUTE = "napari_invprior"
 """Key of our own attributes beside ``ome``."""
 
 CODECS = {
-    "blosc", "bytes", "bz2", "crc32c", "delta", "fixedscaleoffset", "gzip", "lz4", "lzma",
-    "sharding_indexed", "shuffle", "transpose", "zlib", "zstd",
+    "adler32", "bitround", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta",
+    "fixedscaleoffset", "fletcher32", "gzip", "lz4", "lzma", "quantize", "sharding_indexed",
+    "shuffle", "transpose", "zlib", "zstd",
 }  # fmt: skip
 """Codecs that are used; others are unknown, or run code (pickle)."""
 

@@ -14,8 +14,8 @@ from napari_invprior.networks.coupling import CouplingFlow
 from napari_invprior.networks.kernels import FlowKernel
 from napari_invprior.networks.whitening import Whitening
 
-_CACHE_NUMBERS = 2**18
-"""Numbers in one hidden layer's block on a CPU (1 MB in float32): about half a core's L2."""
+_COLUMNS, _BLOCK_NUMBERS = 2000, 2**20
+"""Most columns of one block on a CPU, and most numbers in one hidden layer of it (4 MB)."""
 _ACCELERATOR_COLUMNS = 2**15
 
 Sigma = float | Tensor | None
@@ -170,9 +170,11 @@ class PatchDensity:
         if count == 0:
             return
         device = self.flow.weights.device
-        largest = max(128, _CACHE_NUMBERS // self.flow.hidden)
+        largest = min(_COLUMNS, max(128, _BLOCK_NUMBERS // self.flow.hidden))
         parts = -(-count // (largest if device.type == "cpu" else _ACCELERATOR_COLUMNS))
         size = -(-count // parts)
+        if size % 256 == 0 and size + 8 <= count:
+            size += 8  # rows a power of two apart would fall on the same lines of the cache
         for index in range(parts):
             start = min(index * size, count - size)
             yield slice(start, start + size)

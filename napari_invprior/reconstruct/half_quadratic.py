@@ -230,7 +230,11 @@ class PatchAverage:
         places = self._places(tuple(planes.shape[2:]))
         self._shape = x.shape
         self._total = torch.zeros_like(planes)
-        self._weight = planes.new_zeros(planes.shape[2:])
+        self._weight = planes.new_ones(())
+        for axis, place in enumerate(places):
+            window = self._window(place, axis, planes)
+            covers = torch.bincount(window, minlength=planes.shape[axis + 2]).to(planes)
+            self._weight = self._weight[..., None] * covers
         column = math.prod(len(p) for p in places[1:]) * planes.shape[0]
         for first in places[0].split(max(1, SLAB_PATCHES // column)):
             self._denoise_slab(planes, (first, *places[1:]), sigma)
@@ -257,12 +261,14 @@ class PatchAverage:
                 places.append(torch.cat([torch.tensor([0, n - p]), inner]).unique())
         return places
 
+    def _window(self, place: Tensor, axis: int, planes: Tensor) -> Tensor:
+        """Samples along one axis that the patches at ``place`` meet, patch after patch."""
+        inner = torch.arange(self._prior.patch[axis])
+        return ((place[:, None] + inner) % planes.shape[axis + 2]).flatten().to(planes.device)
+
     def _denoise_slab(self, planes: Tensor, places: Sequence[Tensor], sigma: float) -> None:
-        """Add the denoised patches at the product of ``places`` to the sums."""
-        windows = [
-            ((place[:, None] + torch.arange(p)) % n).flatten().to(planes.device)
-            for place, p, n in zip(places, self._prior.patch, planes.shape[2:], strict=True)
-        ]
+        """Add the denoised patches at the product of ``places`` to the sum."""
+        windows = [self._window(place, axis, planes) for axis, place in enumerate(places)]
         # Side by side without overlap, the windows are an image with one patch per tile.
         tiled = planes
         for axis, window in enumerate(windows, 2):
@@ -270,16 +276,8 @@ class PatchAverage:
         grid = PatchGrid(tiled.shape[2:], self._prior.patch, self._prior.patch)
         patches = self._prior.denoise_patches(grid.extract(tiled), sigma)  # type: ignore[attr-defined]
         result = grid.adjoint(patches)
-        for axis, window in reversed(list(enumerate(windows, 2))):
+        for axis in range(planes.ndim - 1, 2, -1):
             shape = list(result.shape)
             shape[axis] = planes.shape[axis]
-            result = result.new_zeros(shape).index_add_(axis, window, result)
-        self._total += result
-        counts = [
-            torch.bincount(w, minlength=n).to(planes)
-            for w, n in zip(windows, planes.shape[2:], strict=True)
-        ]
-        covers = counts[0]
-        for line in counts[1:]:
-            covers = covers[..., None] * line
-        self._weight += covers
+            result = result.new_zeros(shape).index_add_(axis, windows[axis - 2], result)
+        self._total.index_add_(2, windows[0], result)

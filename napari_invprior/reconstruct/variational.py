@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
+from napari_invprior.numerics.lbfgs import minimise
 from napari_invprior.numerics.patches import PatchGrid
 from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
 from napari_invprior.parameters import Parameters, parameter
@@ -47,7 +49,7 @@ class VariationalParameters(Parameters):
         0.01, "Step of Adam.", unit="grey", advanced=True
     )
     stride: Annotated[int, Field(ge=1, le=64)] | None = parameter(
-        None, "Step of the random patch grid; empty: the patch edge.", unit="px", advanced=True
+        None, "Step of the patch grid; empty: half the patch edge.", unit="px", advanced=True
     )
     patch_count: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
         None,
@@ -166,20 +168,16 @@ class Variational(Solver):
             yield x, message
 
     def _lbfgs(self, objective: Objective, x: Tensor) -> Iterator[tuple[Tensor, Event | None]]:
-        """L-BFGS with strong Wolfe line search on one fixed grid of patches."""
+        """L-BFGS on one fixed grid of patches."""
         objective.freeze(x)
-        variable = torch.nn.Parameter(x)
-        optimiser = torch.optim.LBFGS(
-            [variable], max_iter=1, history_size=10, line_search_fn="strong_wolfe"
-        )
 
-        def closure() -> float:
-            variable.grad = objective.gradient(variable.detach())
-            return objective.total
+        def value_and_grad(image: Tensor) -> tuple[float, Tensor]:
+            gradient = objective.gradient(image)
+            return objective.total, gradient
 
-        for _ in range(self.parameters.iterations):
-            optimiser.step(closure)
-            yield variable.detach(), None
+        iterates = islice(minimise(value_and_grad, x), self.parameters.iterations)
+        for image in iterates:
+            yield image, None
 
 
 class Objective:
@@ -200,6 +198,7 @@ class Objective:
         self.generator = torch.Generator().manual_seed(seed)
         rim = parameters.rim
         self.margins = [(p - 1 if rim is None else rim,) * 2 for p in prior.patch]
+        self.stride = parameters.stride or tuple(max(1, p // 2) for p in prior.patch)
         self.value = self.residual = self.total = math.nan
         self._first: float | None = None
         self._grid: PatchGrid | None = None
@@ -210,10 +209,9 @@ class Objective:
         return self._first is not None and self.residual > 1e3 * max(self._first, 1.0)
 
     def freeze(self, x: Tensor) -> None:
-        """Use one fixed grid of patches from now on (half the patch edge apart)."""
+        """Use one fixed grid of patches from now on."""
         padded = pad_reflect(x, self.margins).shape[2:]
-        steps = self.parameters.stride or tuple(max(1, p // 2) for p in self.prior.patch)
-        self._grid = self.prior.patch_grid(padded, steps)
+        self._grid = self.prior.patch_grid(padded, self.stride)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient at ``x``; `value`, `residual` and `total` are set as well."""
@@ -235,7 +233,7 @@ class Objective:
                 padded, self.parameters.patch_count, self.generator
             )
         return self.prior.subset_value_and_grad(
-            padded, self.generator, stride=self.parameters.stride, grid=self._grid
+            padded, self.generator, stride=self.stride, grid=self._grid
         )
 
 

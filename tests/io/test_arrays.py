@@ -92,8 +92,9 @@ def test_frames_keep_their_order():
     np.testing.assert_array_equal(image.array.reshape(array.shape), array)
 
 
-def test_the_user_array_is_never_written_to():
-    array = np.zeros((9, 9))
+@pytest.mark.parametrize("shape", [(9, 9), (9, 8, 3), (1, 9, 9)])
+def test_the_user_array_is_never_written_to(shape):
+    array = np.zeros(shape)
     image = image_from_array(array, name="x")
     assert array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):

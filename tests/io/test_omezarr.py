@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -288,10 +289,29 @@ def test_links_that_lead_outside(store, tmp_path):
         read_image(store, "x")
 
 
-def test_pickling_filters_of_zarr_2_are_refused(tmp_path):
-    path = version_04(tmp_path / "x.zarr", np.zeros((1, 1, 2, 8, 9), "u2"))
-    edit(path / "s0" / ".zarray", "filters", value=[{"id": "pickle", "protocol": 5}])
-    with pytest.raises(FileRefused, match=r"pickle|cannot be read"):
+@pytest.mark.parametrize("part", ["filters", "compressor"])
+def test_pickling_codecs_of_zarr_2_run_no_code(tmp_path, part):
+    ran = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (ran,)
+
+    path = version_04(tmp_path / "x.zarr", np.ones((1, 1, 2, 8, 9), "u1"))
+    codec = {"id": "pickle", "protocol": 5}
+    edit(path / "s0" / ".zarray", "compressor", value=None)
+    edit(path / "s0" / ".zarray", part, value=[codec] if part == "filters" else codec)
+    for chunk in (path / "s0").glob("[0-9]*"):
+        chunk.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(FileRefused, match="pickle"):
+        read_image(path)
+    assert not ran.exists()
+
+
+def test_only_listed_codecs_are_used(tmp_path):
+    path = version_04(tmp_path / "x.zarr", np.ones((1, 1, 2, 8, 9), "u1"))
+    edit(path / "s0" / ".zarray", "filters", value=[{"id": "base64"}])
+    with pytest.raises(FileRefused, match="codec 'base64' is unknown or unsafe"):
         read_image(path)
 
 
