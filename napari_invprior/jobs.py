@@ -8,7 +8,7 @@ job passes `guard`, because napari's generator workers swallow ``RuntimeError`` 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,7 +152,7 @@ def run(job: Job, on_event: Callable[[Event], None] | None = None) -> Any:
     return value
 
 
-def forward(job: Job) -> Iterator[Event]:
+def forward(job: Job) -> Generator[Event, None, Any]:
     """Pass a sub-job's events on and return the value of its `Result`.
 
     Use as ``value = yield from forward(job)`` inside another job.
@@ -163,7 +163,7 @@ def forward(job: Job) -> Iterator[Event]:
             value = event.value
         else:
             yield event
-    return value  # noqa: B901  (the value of the ``yield from`` expression)
+    return value
 
 
 def halve_on_out_of_memory(work: Callable[[int], Any], size: int, halvings: int = 4) -> Any:

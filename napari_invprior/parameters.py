@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from napari_invprior.errors import InvalidInput, nearest
 
@@ -75,7 +76,7 @@ def parameter(
     **bounds
         Pydantic bounds: ``ge, gt, le, lt, min_length, max_length``.
     """
-    extra = {"unit": unit, "advanced": advanced}
+    extra: JsonDict = {"unit": unit, "advanced": advanced}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 

@@ -41,7 +41,7 @@ class ReferencePanel(Section):
         self.picker = RegionPicker(viewer, self._on_picker, self._say)
         self.pick = push(
             "Pick", "Click on the reference image to drop a region. Drag moves it, the wheel over "
-            "it changes its size, Delete removes it, Escape ends picking. (Alt+P)",
+            "it changes its size, Delete removes it, Escape ends picking. (Alt+D)",
             self._toggle_pick, checkable=True,
         )
         self.rectangle = push("Rectangle", "Draw a rectangle by dragging.",

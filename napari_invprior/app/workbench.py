@@ -8,7 +8,7 @@ from typing import Any
 import napari
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer
-from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QApplication,
     QFileDialog,
@@ -32,14 +32,14 @@ WIDTH = 420
 """Pixels that the controls need side by side."""
 
 SHORTCUTS = {
-    "Alt+P": "toggle pick mode",
+    "Alt+D": "drop regions: pick mode on or off",
     "Alt+T": "train, or pause and go on",
     "Alt+R": "reconstruct",
     "Alt+C": "cancel the running job",
     "Alt+Left": "previous result",
     "Alt+Right": "next result",
 }
-"""Keys that work anywhere in the window while the dock is open."""
+"""Keys of the canvas and of the dock, while the dock is open. None is taken by napari's menus."""
 
 
 class Workbench(QWidget):
@@ -118,19 +118,27 @@ class Workbench(QWidget):
         result.newer_clicked.connect(lambda: self._step(1))
 
     def _bind_keys(self) -> None:
-        """Shortcuts belong to the dock: Qt removes them with it."""
-        actions = {
-            "Alt+P": self.references.toggle_pick,
+        """Keys on the canvas; `keyPressEvent` does the same for keys pressed in the dock."""
+        self._actions = {
+            "Alt+D": self.references.toggle_pick,
             "Alt+T": self._train_or_pause,
             "Alt+R": self.result.run.click,
             "Alt+C": self.runs.runner.cancel,
             "Alt+Left": lambda: self._step(-1),
             "Alt+Right": lambda: self._step(1),
         }
-        for keys, action in actions.items():
-            shortcut = QShortcut(QKeySequence(keys), self)
-            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
-            shortcut.activated.connect(action)
+        for keys, action in self._actions.items():
+            self.viewer.bind_key(
+                keys.replace("+", "-"), lambda _, act=action: act(), overwrite=True
+            )
+
+    def keyPressEvent(self, event: Any) -> None:  # noqa: N802
+        """Keys that no control of the dock wanted."""
+        action = self._actions.get(QKeySequence(event.keyCombination()).toString())
+        if action is None:
+            super().keyPressEvent(event)
+        else:
+            action()
 
     # ---- what changes
 
@@ -326,6 +334,8 @@ class Workbench(QWidget):
         self._closed = True
         self.runs.runner.shutdown()
         self.references.close_down()
+        for keys in self._actions:
+            self.viewer.bind_key(keys.replace("+", "-"), None, overwrite=True)
         for event in ("inserted", "removed"):
             getattr(self.viewer.layers.events, event).disconnect(self._on_layers)
         for layer in self.viewer.layers:

@@ -115,7 +115,7 @@ class PatchGrid:
         view = out.view(channels, *self.patch, batch, *self.counts)
         source = x.transpose(0, 1)
         for inner, window in self._windows():
-            view[(slice(None), *inner)].copy_(source[(slice(None), slice(None), *window)])
+            view[(slice(None), *inner)].copy_(source[(slice(None), slice(None), *window)])  # type: ignore[index]
         return out
 
     def buffer(self, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class PatchGrid:
         target = out.transpose(0, 1)
         view = patches.reshape(channels, *self.patch, batch, *self.counts)
         for inner, window in self._windows():
-            target[(slice(None), slice(None), *window)] += view[(slice(None), *inner)]
+            target[(slice(None), slice(None), *window)] += view[(slice(None), *inner)]  # type: ignore[index]
         return out
 
     def multiplicity(self, **options: Any) -> Tensor:

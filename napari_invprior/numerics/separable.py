@@ -95,7 +95,7 @@ class SeparableOperator:
     def _spectrum(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Eigenvectors of each ``A_i A_i^T``, their transposes, and all products of values."""
         if self._eigen is None:
-            pairs = [torch.linalg.eigh((m.double() @ m.double().T)) for m in self.matrices]
+            pairs = [torch.linalg.eigh(m.double() @ m.double().T) for m in self.matrices]
             values = pairs[0][0].clamp_min(0)
             for line, _ in pairs[1:]:
                 values = values[..., None] * line.clamp_min(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from napari_invprior.geometry import Geometry
 from napari_invprior.numerics.krylov import conjugate_gradient, operator_norm
-from napari_invprior.parameters import Parameters
+from napari_invprior.parameters import Parameters as Declaration
 
 
 class Physics(ABC):
@@ -30,11 +30,11 @@ class Physics(ABC):
         Arrays for the fields named in ``array_inputs`` (a mask, a PSF), without batch axes.
     """
 
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[Declaration]]
     array_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameters that name an array; the engine loads them."""
 
-    def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:
+    def __init__(self, parameters: Declaration, ndim: int, **arrays: Tensor) -> None:
         self.parameters = parameters
         self.ndim = ndim
 

@@ -155,4 +155,4 @@ class Inpainting(Physics):
             ~self.mask.cpu().numpy(), return_distances=False, return_indices=True
         )
         index = tuple(torch.from_numpy(i).to(y.device) for i in nearest)
-        return y[(slice(None), slice(None), *index)]
+        return y[(slice(None), slice(None), *index)]  # type: ignore[index]

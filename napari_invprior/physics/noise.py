@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from napari_invprior.parameters import Parameters, parameter
+from napari_invprior.parameters import Parameters as Declaration
 from napari_invprior.registry import register
 
 
 class Noise(ABC):
     """Distribution of the data ``y`` around the noise-free ``z``."""
 
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[Declaration]]
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Declaration) -> None:
         self.parameters = parameters
 
     @abstractmethod

@@ -77,7 +77,7 @@ def representative_piece(y: Tensor, physics: Physics, image_samples: int = 150 *
     if share > 0.8 or sizes == space:
         return take_piece(physics, whole, space)
     plane = y[0].mean(0).numpy(force=True).astype(np.float64)
-    energy = sum(np.abs(np.gradient(plane, axis=a)) ** 2 for a in range(plane.ndim))
+    energy = np.sum([np.gradient(plane, axis=a) ** 2 for a in range(plane.ndim)], axis=0)
     starts = [
         sorted({round(t) for t in np.linspace(0, n - s, min(7, n - s + 1))})
         for n, s in zip(space, sizes, strict=True)

@@ -21,7 +21,7 @@ from napari_invprior.numerics.patches import (
     positions_inside,
     random_offset,
 )
-from napari_invprior.parameters import Parameters
+from napari_invprior.parameters import Parameters as Declaration
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Prior(ABC):
         Where the parameters of the prior live.
     """
 
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[Declaration]]
     kind: ClassVar[str]
     name: ClassVar[str]
 
     def __init__(
-        self, parameters: Parameters, *, ndim: int, channels: int = 1, device: str = "cpu"
+        self, parameters: Declaration, *, ndim: int, channels: int = 1, device: str = "cpu"
     ) -> None:
         self.parameters, self.ndim, self.channels = parameters, ndim, channels
         self.device = torch.device(device)

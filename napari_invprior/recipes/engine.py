@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from napari_invprior import jobs
-from napari_invprior.errors import Cancelled, InvalidInput, OutOfMemory
+from napari_invprior.errors import Cancelled, InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image, denormalised
 from napari_invprior.io.bundles import load_prior
 from napari_invprior.io.provenance import versions
-from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, forward, never
+from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.piece import representative_piece
 from napari_invprior.priors.base import Prior
@@ -146,7 +146,8 @@ def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
         return torch.device("cuda" if usable["cuda"] else "cpu"), None
     if usable[wanted]:
         return torch.device(wanted), None
-    return torch.device("cpu"), Message(f"device {wanted!r} is not usable; using the CPU", "warning")
+    text = f"device {wanted!r} is not usable; using the CPU"
+    return torch.device("cpu"), Message(text, "warning")
 
 
 def _works(device: str) -> bool:
@@ -199,7 +200,9 @@ def _dimensions(problem: Problem) -> tuple[int, int]:
 
 
 def _provenance_warnings(facts: Mapping[str, Any], problem: Problem) -> Iterator[Message]:
-    """Warn where a saved prior comes from another intensity scale."""
+    """Say what the file's reader noted, and where the prior comes from another scale."""
+    for note in facts.get("notes", ()):
+        yield Message(str(note), "warning")
     scale = facts.get("intensity_scale")
     if scale and problem.observation is not None:
         here = problem.scale

@@ -29,7 +29,13 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
     for layer in outcome.layers:
         group = folder / "result.ome.zarr" / layer.name
         write_image(
-            group, layer.array, layer.geometry, name=layer.name, attributes=layer.metadata
+            group,
+            layer.array,
+            layer.geometry,
+            name=layer.name,
+            attributes=layer.metadata,
+            rgb=layer.rgb,
+            labels=layer.kind == "labels",
         )
         outputs[layer.name] = str(group)
     if outcome.prior is not None:

@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     scale, warning = _common_scale(images)
     if warning:
         yield Message(warning, "warning")
-    images = [replace(image, value_range=scale.get(id(image), image.value_range)) for image in images]
+    images = [replace(i, value_range=scale.get(id(i), i.value_range)) for i in images]
     digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
     problem = Problem(
         recipe=recipe, observation=None, y=None, physics=None, noise=None, truth=None,
@@ -209,7 +209,7 @@ def _attach_data(
         fitting = physics.fitting_shape(image.space)
         if fitting != image.space:
             yield Message(f"cropped {image.space} to {fitting} px to fit the physics")
-            values = values[(..., *(slice(0, n) for n in fitting))]
+            values = values[(..., *(slice(0, n) for n in fitting))]  # type: ignore[index]
         noise = noise_choice.method.cls(noise_choice.parameters)
         generator = torch.Generator().manual_seed(recipe.seed)
         problem.truth = values
@@ -239,7 +239,7 @@ def _attach_data(
 def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
     choice: Choice = recipe.physics
     ndim = values.ndim - 2
-    cls = choice.method.cls
+    cls: Any = choice.method.cls
     tensors: dict[str, Tensor] = {}
     for name in cls.array_inputs:
         source = getattr(choice.parameters, name)
@@ -287,7 +287,7 @@ def filled(values: Tensor) -> tuple[Tensor, Tensor | None]:
     nearest = ndimage.distance_transform_edt(
         ~observed.numpy(), return_distances=False, return_indices=True
     )
-    return values[(..., *(torch.from_numpy(i) for i in nearest))], observed
+    return values[(..., *(torch.from_numpy(i) for i in nearest))], observed  # type: ignore[index]
 
 
 def _estimate_noise(

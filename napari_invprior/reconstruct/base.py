@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from napari_invprior.jobs import Job, ShouldStop, never
-from napari_invprior.parameters import Parameters
+from napari_invprior.parameters import Parameters as Declaration
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
@@ -23,12 +23,12 @@ class Solver(ABC):
         Weights at which the automatic choice begins, largest first.
     """
 
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[Declaration]]
     name: ClassVar[str]
     automatic_weights: ClassVar[tuple[float, ...]]
     needs_prior: ClassVar[bool] = True
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Declaration) -> None:
         self.parameters = parameters
 
     @abstractmethod

@@ -51,7 +51,7 @@ def solve_within_memory(
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     space = tuple(y.shape[2:])
     tile = space
-    while estimated_bytes(y[(..., *(slice(0, n) for n in tile))], physics) > memory:
+    while estimated_bytes(y[(..., *(slice(0, n) for n in tile))], physics) > memory:  # type: ignore[index]
         if max(tile) <= 16:
             raise OutOfMemory(f"even tiles of {tile} samples need more than {memory} bytes")
         tile = _halved(tile)

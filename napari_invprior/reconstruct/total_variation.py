@@ -154,7 +154,9 @@ class TotalVariation(Solver):
         variance = noise.variance_level(y)
         box = value_range if self.parameters.box else None
         begin = physics.start(y) if start is None else start
-        return self._events(y, physics, noise, variance * weight, box, begin, should_stop, time_budget_s)
+        return self._events(
+            y, physics, noise, variance * weight, box, begin, should_stop, time_budget_s
+        )
 
     def _events(
         self,

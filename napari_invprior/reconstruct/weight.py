@@ -32,11 +32,11 @@ from napari_invprior.jobs import (
     forward,
     never,
 )
+from napari_invprior.numerics.metrics import psnr
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior, Reference
 from napari_invprior.reconstruct.base import Solver
-from napari_invprior.numerics.metrics import psnr
 
 Weight = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
 WeightRule = Literal["sure", "discrepancy", "reference"]

@@ -53,7 +53,10 @@ def test_crop_with_the_apps_defaults(shared_data: Path, show: Show) -> None:
     spline = psnr(physics.start(y), truth, 16)
     tv = psnr(best_total_variation(y, physics, noise, truth, 16)[0], truth, 16)
     ours = psnr(x, truth, 16)
-    show(f"SiC 120 x4: {ours:.2f} dB (>= 30.1), weight {weight:.4f}; spline {spline:.2f}, TV {tv:.2f}")
+    show(
+        f"SiC 120 x4: {ours:.2f} dB (>= 30.1), weight {weight:.4f}; spline {spline:.2f}, "
+        f"TV {tv:.2f}"
+    )
     assert spline == pytest.approx(28.28, abs=0.15)
     assert tv == pytest.approx(29.67, abs=0.15)
     assert ours >= 30.1
@@ -153,9 +156,10 @@ def test_same_flow_for_deblurring(shared_data: Path, show: Show) -> None:
     assert ours >= tv - 0.2
 
 
+SANDSTONE = "textures/sandstone_reference.png"
 MATERIALS = {
     "SiC": ("sic/reference.png", None, "sic/test.png", (200, 200)),
-    "sandstone": ("textures/sandstone_reference.png", 256, "textures/sandstone_reference.png", (100, 320)),
+    "sandstone": (SANDSTONE, 256, SANDSTONE, (100, 320)),
     "lentils": ("lentils/reference.png", None, "lentils/validation.png", (180, 180)),
 }
 

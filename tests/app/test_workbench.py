@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import dask.array
 import numpy as np
 import pytest
 import torch
 from napari.utils.notifications import notification_manager
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractButton,
     QAbstractSlider,
@@ -24,7 +27,8 @@ from napari_invprior.app.gallery import PatchGallery
 from napari_invprior.app.loss_plot import LossPlot
 from napari_invprior.app.picking import LAYER_NAME
 from napari_invprior.app.request import Request
-from tests.app.conftest import LONG_PRIOR
+from napari_invprior.app.workbench import SHORTCUTS
+from tests.app.conftest import LONG_PRIOR, TINY_PRIOR
 
 pytestmark = pytest.mark.gui
 
@@ -151,6 +155,33 @@ def test_drawn_shapes_and_painted_labels_serve_as_regions(window):
     window.settle()
     assert bench.references.counted.patches == 0
     assert not bench.prior.train.isEnabled()
+
+
+def test_the_window_stays_alive_while_training(window):
+    """95 % of the turns of the event loop take less than 50 ms."""
+    window.add_small()
+    window.pick_small()
+    bench = window.bench
+    bench.prior.chooser.choose({"kind": "patchnr", "steps": 100_000, "stop_early": False})
+    window.settle()
+    window.press(bench.prior.train)
+    window.until(lambda: bench.prior.plot.points.get("train") is not None)
+    turns = []
+    timer = QTimer()
+    timer.setTimerType(Qt.TimerType.PreciseTimer)
+    timer.timeout.connect(lambda: turns.append(time.perf_counter()))
+    timer.start(5)
+    window.qtbot.wait(4000)
+    timer.stop()
+    window.press(bench.prior.cancel)
+    begin = time.monotonic()
+    window.wait(5)
+    taken = 1000 * np.diff(turns)
+    print(
+        f"turns: median {np.median(taken):.0f}, 95 % {np.percentile(taken, 95):.0f}, longest "
+        f"{taken.max():.0f} ms; cancelled after {time.monotonic() - begin:.2f} s"
+    )
+    assert np.percentile(taken, 95) < 50
 
 
 def test_train_and_reconstruct_with_the_buttons(window):
@@ -285,7 +316,8 @@ def test_start_pressed_twenty_times_is_one_training(window):
 
 def test_closing_the_dock_stops_its_job_and_unbinds_everything(window):
     viewer, bench = window.viewer, window.bench
-    before = (list(viewer.mouse_drag_callbacks), dict(viewer.keymap))
+    before = list(viewer.mouse_drag_callbacks)
+    assert set(SHORTCUTS) == {str(key) for key in viewer.keymap}
     window.add_small()
     window.pick_small()
     bench.prior.chooser.choose(LONG_PRIOR)
@@ -295,7 +327,8 @@ def test_closing_the_dock_stops_its_job_and_unbinds_everything(window):
     thread = bench.runs.runner._thread
     viewer.window.remove_dock_widget(bench)
     assert thread.done.is_set()
-    assert (list(viewer.mouse_drag_callbacks), dict(viewer.keymap)) == before
+    assert list(viewer.mouse_drag_callbacks) == before
+    assert viewer.keymap == {}
     viewer.add_image(np.zeros((5, 5)))
     viewer.layers["low"].name = "renamed"
 
@@ -346,28 +379,33 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_no_image_upsets_the_dock(window, kind):
+def test_no_image_upsets_the_dock(window):
     """Whatever is opened, the dock says what it makes of it; a refused job resets the buttons."""
+    for kind, data in HOSTILE.items():
+        window.viewer.layers.clear()
+        with contextlib.suppress(TypeError, NotImplementedError):  # napari itself refuses it
+            window.viewer.add_image(data, name=kind)
+        train_on(window, kind)
+
+
+def train_on(window, kind):
+    """Pick a region if that can be done, and train if that is offered."""
+    print("KIND", kind, flush=True)
     bench = window.bench
-    try:
-        window.viewer.add_image(HOSTILE[kind], name=kind)
-    except (TypeError, NotImplementedError):
-        pytest.skip("napari itself refuses it")
+    bench.prior.chooser.choose(TINY_PRIOR | {"patch_size": 2, "steps": 5})
     window.settle()
-    assert bench.data.about.text()
-    bench.references.picker.image = bench.references.layer
-    if bench.references.layer is not None and bench.data.ndim == 2:
+    assert bench.data.about.text(), kind
+    if bench.references.layer is not None:
         bench.references.picker.enter()
         bench.references.picker.add((0.0,) * window.viewer.dims.ndim)
         bench.references.picker.leave()
     window.settle()
-    assert bench.references.about.text()
+    assert bench.references.about.text(), kind
     if bench.prior.train.isEnabled():
         window.press(bench.prior.train)
-        window.wait(30)
-        assert bench.prior.about.text()
-        assert bench.prior.train.isEnabled()
+        window.wait(60)
+        assert bench.prior.about.text(), kind
+        assert bench.prior.train.isEnabled(), kind
 
 
 def test_hostile_layer_names_are_shown_as_they_are(window):

@@ -17,7 +17,7 @@ from napari_invprior.networks.coupling import CouplingFlow
 from napari_invprior.networks.density import PatchDensity
 from napari_invprior.networks.training import Trainer, Training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DIM, HIDDEN, BLOCKS = 36, 512, 5
 

@@ -152,7 +152,10 @@ def test_overfit_is_seen_reported_and_not_kept():
     assert any("by heart" in text for text in warnings)
     worst = max(e.losses["held_out"] for e in found if isinstance(e, jobs.Progress))
     verdict = next(e.text for e in found if isinstance(e, jobs.Message) and e.level == "info")
-    assert float(verdict.split("held-out ")[1].split(" nats")[0]) < worst - 5
+    best = float(verdict.split("held-out ")[1].split(" nats")[0])
+    assert best < worst - 5
+    draws = made._draws([Reference(texture(18, 18))], torch.Generator().manual_seed(0))
+    assert float(made.potential(draws.held_out.T).mean()) == pytest.approx(best, abs=0.06)
 
 
 def test_stops_early_on_a_plateau():
@@ -255,6 +258,20 @@ def test_closing_the_job_keeps_the_best_and_training_again_continues():
     assert float(made.g(x)) < cancelled
 
 
+def test_closing_before_the_first_evaluation_keeps_what_was_learned(monkeypatch):
+    monkeypatch.setattr(patchnr, "_EVALUATE_EVERY", 10**6)
+    monkeypatch.setattr(patchnr, "_RAREST", 10**6)
+    made, x = prior(steps=2000), texture(64, 64, seed=9)[None]
+    job = made.fit([Reference(texture(64, 64))])
+    start = None
+    for event in job:
+        start = float(made.g(x)) if start is None else start
+        if isinstance(event, jobs.Progress) and event.step > 100:
+            break
+    job.close()
+    assert float(made.g(x)) < start - 0.2
+
+
 def test_continuing_takes_a_third_of_the_step(monkeypatch):
     made, seen = fitted(steps=20), []
     monkeypatch.setattr(
@@ -295,6 +312,7 @@ def test_noise_conditional_prior_denoises():
     assert float((denoised - clean).square().mean()) < 0.5 * float((noisy - clean).square().mean())
     made.sigma = 0.2
     assert torch.equal(made.potential(noisy), made.potential(noisy, 0.2))
+    assert torch.equal(made.potential_and_grad(noisy)[0], made.potential_and_grad(noisy, 0.2)[0])
     made.sigma = None
     assert torch.equal(made.potential(noisy), made.potential(noisy, 0.01))
     with pytest.raises(InvalidInput, match="noise_conditional"):

@@ -105,7 +105,8 @@ def test_tiles_agree_with_the_whole(method: registry.Method, prior: Any) -> None
         events.append,
     )
     assert any(isinstance(e, jobs.Message) and "tiles" in e.text for e in events)
-    assert psnr(tiled, truth, 4) > psnr(whole, truth, 4) - 0.15
+    # At the image border a tile assumes less than the whole does; the inside must agree.
+    assert psnr(tiled, truth, 10) > psnr(whole, truth, 10) - 0.15
     difference = (tiled - whole).abs()[..., 8:-8, 8:-8]
     assert float(difference.mean()) < 0.004
     seam = difference[..., 42:62, :].mean()
@@ -198,7 +199,7 @@ def test_total_variation_denoising_equals_scikit_image() -> None:
 
 
 def test_total_variation_box_keeps_the_range(problem: Any) -> None:
-    truth, y, physics, noise = problem
+    _, y, physics, noise = problem
     boxed = total_variation(y, physics, 1e-4, 4.0, box=(0.4, 0.6), iterations=200)
     assert float(boxed.min()) >= 0.4 - 1e-6
     assert float(boxed.max()) <= 0.6 + 1e-6

@@ -1,0 +1,145 @@
+"""The whole walk of a user, with mouse, buttons, files and a restart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+
+from napari_invprior.app.demo import PICKS, dock
+from tests.app.conftest import LONG_PRIOR, Window
+
+pytestmark = pytest.mark.gui
+
+QUICK_PRIOR = {"kind": "patchnr", "hidden": 16, "blocks": 2, "batch": 128, "steps": 400,
+               "stop_early": False}
+
+
+def test_from_sample_to_result_and_back_after_a_restart(make_napari_viewer, qtbot, tmp_path):
+    window = opened(make_napari_viewer, qtbot)
+    bench, viewer = window.bench, window.viewer
+    window.add("superresolution_2d")
+    assert bench.data.observation.currentText() == "gravel observation"
+    assert bench.references.image.currentText() == "gravel reference"
+    assert bench.data.about.text().startswith("64 × 64 → 256 × 256 px")
+    pick_by_clicks(window)
+    assert bench.references.about.text().startswith("3 regions · ")
+    bench.prior.chooser.choose(QUICK_PRIOR)
+    bench.result.solver.choose({"kind": "variational", "iterations": 8})
+    bench.result.automatic.setChecked(False)
+    bench.result.set_weight(2e-3)
+    window.settle()
+
+    # train, cancel, resume
+    window.press(bench.prior.train)
+    window.until(lambda: len(bench.prior.plot.points.get("train", ([], []))[0]) > 2)
+    window.press(bench.prior.cancel)
+    window.wait(3)
+    assert bench.prior.fitted
+    assert "cancelled" in bench.prior.about.text()
+    window.press(bench.prior.train)
+    window.wait()
+    assert bench.prior.about.text().startswith("trained"), bench.prior.about.text()
+    assert bench.prior.gallery.count > 0
+
+    # reconstruct: aligned, better than the start, provenance aboard
+    window.press(bench.result.run)
+    window.wait()
+    result, truth = viewer.layers["reconstruction 1"], viewer.layers["gravel truth"]
+    assert np.allclose(result.scale, truth.scale)
+    assert np.allclose(result.translate, truth.translate)
+    assert result.units == truth.units
+    outcome = bench.runs.outcomes[result]
+    assert outcome.metrics["psnr"] > outcome.metrics["baselines"]["bicubic"]
+    assert result.metadata["napari-invprior"]["recipe"]["solver"]["weight"] == 2e-3
+    first = result.data.copy()
+
+    # once more; "<" goes back
+    window.press(bench.result.again)
+    window.wait()
+    assert np.array_equal(viewer.layers["reconstruction 2"].data, first)
+    assert not result.visible
+    window.press(bench.result.older)
+    assert result.visible
+    assert bench.result.shown.text() == "reconstruction 1"
+    regions = bench.references.regions().boxes
+
+    # save, restart, load, run again
+    assert bench.save_prior(tmp_path / "prior.safetensors")
+    bench.save_result(tmp_path / "results")
+    window.wait()
+    assert (tmp_path / "results" / "recipe.json").is_file()
+    viewer.close()
+
+    again = opened(make_napari_viewer, qtbot)
+    again.add("superresolution_2d")
+    assert not again.bench.result.again.isEnabled()
+    assert again.bench.load_prior(tmp_path / "prior.safetensors")
+    assert again.bench.prior.chooser.choice()["hidden"] == 16
+    again.press(again.bench.result.again)
+    again.wait()
+    second = again.viewer.layers["reconstruction 1"]
+    assert np.array_equal(second.data, first)
+    recipe = second.metadata["napari-invprior"]["recipe"]
+    assert [[list(i) for i in box] for box in recipe["references"][0]["regions"]] == regions
+    again.bench.close_down()
+
+
+def opened(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer(show=True)
+    viewer.window.resize(1280, 800)
+    window = Window(viewer, dock(viewer), qtbot)
+    window.settle()
+    return window
+
+
+def pick_by_clicks(window):
+    """Three real clicks on the reference."""
+    image = window.bench.references.layer
+    window.press(window.bench.references.pick)
+    for y, x in PICKS:
+        window.click(image.data_to_world((y * image.data.shape[0], x * image.data.shape[1])))
+    window.press(window.bench.references.pick)
+    window.settle()
+
+
+def test_refused_files_are_named_and_change_nothing(make_napari_viewer, qtbot, tmp_path):
+    window = opened(make_napari_viewer, qtbot)
+    window.add_small()
+    window.pick_small()
+    bench = window.bench
+    window.press(bench.prior.train)
+    window.wait()
+    kept = bench.prior.prior
+    (tmp_path / "pickled.pt").write_bytes(b"\x80\x04.")
+    (tmp_path / "broken.safetensors").write_bytes(b"not a prior")
+    for name in ("pickled.pt", "broken.safetensors", "missing.safetensors"):
+        assert not bench.load_prior(tmp_path / name)
+        assert name.split(".")[0] in bench.message.text()
+        assert bench.prior.prior is kept
+    assert bench.save_prior(tmp_path / "good.safetensors")
+    window.bench.close_down()
+
+
+def test_pausing_by_key_and_shortcuts(make_napari_viewer, qtbot):
+    window = opened(make_napari_viewer, qtbot)
+    window.add_small()
+    window.pick_small()
+    bench, alt = window.bench, Qt.KeyboardModifier.AltModifier
+    bench.prior.chooser.choose(LONG_PRIOR)
+    window.settle()
+    window.key(Qt.Key.Key_T, alt)
+    window.until(lambda: "step" in bench.prior.about.text())
+    window.key(Qt.Key.Key_T, alt)
+    assert bench.runs.runner.state == "paused"
+    window.key(Qt.Key.Key_T, alt)
+    assert bench.runs.runner.state == "running"
+    window.key(Qt.Key.Key_C, alt)
+    window.wait(3)
+    assert bench.prior.fitted
+    window.key(Qt.Key.Key_D, alt)
+    assert bench.references.picker.active
+    QTest.keyClick(bench.references.size, Qt.Key.Key_D, alt)
+    assert not bench.references.picker.active, "keys work in the dock as well"
+    window.bench.close_down()
