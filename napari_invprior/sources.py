@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from napari_invprior.parameters import Parameters, parameter
 
-Interval = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+def _not_empty(interval: tuple[int, int]) -> tuple[int, int]:
+    if interval[1] <= interval[0]:
+        raise ValueError(f"[{interval[0]}, {interval[1]}] is empty; stop must exceed start")
+    return interval
+
+
+Interval = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_not_empty)
+]
 Box = Annotated[tuple[Interval, ...], Field(min_length=2, max_length=3)]
 
 
@@ -35,7 +45,4 @@ class Source(Parameters):
             raise ValueError(
                 f"give exactly one of 'path', 'layer', 'sample' (given: {given or 'none'})"
             )
-        for low, high in self.crop or ():
-            if high <= low:
-                raise ValueError(f"crop [{low}, {high}] is empty; stop must exceed start")
         return self

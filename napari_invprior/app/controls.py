@@ -141,12 +141,12 @@ class Line(QLabel):
 
     def say(self, text: str, colour: str = "") -> None:
         """Show a sentence; ``colour`` marks a fault or a success."""
-        if text == self.text() and colour == self.property("tone"):
-            return
-        self.setText(text)
-        self.setProperty("tone", colour)
-        self.setToolTip(f"{text}\n\n{self._about}" if text else self._about)
-        self.setStyleSheet(f"color: {colour};" if colour else "")
+        if text != self.text() or not self.toolTip():
+            self.setText(text)
+            self.setToolTip(f"{text}\n\n{self._about}" if text else self._about)
+        if colour != self.property("tone"):  # a style sheet costs milliseconds
+            self.setProperty("tone", colour)
+            self.setStyleSheet(f"color: {colour};" if colour else "")
 
 
 class Sentence(QElidingLabel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -20,6 +21,9 @@ MakeJob = Callable[[ShouldStop], Job]
 
 GRACE = 0.8
 """Seconds a job may take after Cancel to hand over its best state, before it is closed."""
+
+TURN = 0.001
+"""Seconds after which a busy job lets the window have its turn (Python's default is 5 ms)."""
 
 BACKLOG = 2
 """Progress and preview events that may wait for the window; more are dropped, not queued."""
@@ -70,6 +74,8 @@ class _Thread:
         Errors are not left to the worker because it swallows ``RuntimeError`` for ever.
         """
         value: Any = None
+        turn = sys.getswitchinterval()
+        sys.setswitchinterval(TURN)
         try:
             deadline = float("inf")
             for event in self.job:
@@ -90,6 +96,7 @@ class _Thread:
         except Exception as error:
             self.end = JobEnd(self.name, "failed", value, error)
         finally:
+            sys.setswitchinterval(turn)
             self.close()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from napari.settings import get_settings
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from superqt.utils import qthrottled
 
 CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0)}
 """Losses that are drawn as curves: label and line width."""
@@ -49,6 +50,7 @@ class LossPlot(QWidget):
         self.points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
         self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
+        self._redraw = qthrottled(self._draw, timeout=400)  # drawing takes time from the window
         self._name_curves()
         self.follow_theme()
         get_settings().appearance.events.theme.connect(self.follow_theme)
@@ -95,6 +97,11 @@ class LossPlot(QWidget):
                 self._level(name, value)
             elif name in CURVES:
                 self._point(name, step, value)
+        self._redraw()
+
+    def _draw(self) -> None:
+        for name, curve in self._curves.items():
+            curve.setData(*self.points[name])
 
     def _point(self, name: str, step: int, value: float) -> None:
         steps, values = self.points.setdefault(name, ([], []))
@@ -106,7 +113,6 @@ class LossPlot(QWidget):
             pen = pyqtgraph.mkPen(COLOURS[name], width=CURVES[name][1])
             self._curves[name] = self.plot.plot([], [], pen=pen)
             self._name_curves()
-        self._curves[name].setData(steps, values)
 
     def _level(self, name: str, value: float) -> None:
         if name not in self._levels:

@@ -115,11 +115,6 @@ class Inpainting(Physics):
         self.mask = observed
 
     def _weights(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[2:]) != tuple(self.mask.shape):
-            raise InvalidInput(
-                f"the mask has shape {tuple(self.mask.shape)} but the image "
-                f"{tuple(x.shape[2:])}; they must agree"
-            )
         return self.mask.to(dtype=x.dtype, device=x.device)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
@@ -132,10 +127,15 @@ class Inpainting(Physics):
         return self.A_adjoint(y)
 
     def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if tuple(shape) != tuple(self.mask.shape):
+            raise InvalidInput(
+                f"the mask has shape {tuple(self.mask.shape)} but the image {tuple(shape)}; they "
+                "must agree"
+            )
         return tuple(shape)
 
     def in_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(shape)
+        return self.out_shape(shape)
 
     def norm(self, shape: Sequence[int]) -> float:
         return 1.0

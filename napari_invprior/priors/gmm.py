@@ -41,8 +41,9 @@ FEW_PATCHES, MANY_PATCHES = 600, 1000
 """Patches per component below which symmetries pay, and how many are then made."""
 FEWEST_COMPONENTS = 50
 """Small mixtures lose by symmetries: they have no Gaussians to spare for all orientations."""
-ISOTROPIC = 0.25
-"""Largest `asymmetry` of a material that counts as having no direction."""
+ISOTROPIC, CHANCE = 0.15, 3.5
+"""Largest `asymmetry` of a material without direction: the first number, or what few patches
+show by chance, the second times sqrt(patch numbers / patches)."""
 HELD_OUT_LIMIT = 10_000
 FEWEST_HELD_OUT = 20
 GAP_PER_NUMBER = 0.8
@@ -236,7 +237,8 @@ class GaussianMixture(PatchPrior):
             return False
         group = symmetries(self.patch, self.joint_channels)
         _, spread = covariance(train)
-        return asymmetry(spread, group, self.parameters.floor) < ISOTROPIC
+        chance = CHANCE * (self.dim / train.shape[1]) ** 0.5
+        return asymmetry(spread, group, self.parameters.floor) < max(ISOTROPIC, chance)
 
     def _turned(self, patches: Tensor, most: int, generator: torch.Generator) -> Tensor:
         """Up to ``most`` patches, each with a random symmetry of the patch applied."""

@@ -216,6 +216,7 @@ def _attach_data(
         problem.y = noise.simulate(physics.A(values), generator)
         image = _simulated_image(image, problem.y, physics)
     else:
+        physics.in_shape(image.space)
         values, observed = filled(values)
         if observed is not None:
             count = int((~observed).sum())
@@ -230,6 +231,9 @@ def _attach_data(
         noise = noise_choice.method.cls(noise_choice.parameters)
         if recipe.truth is not None:
             problem.truth = _truth(recipe.truth, problem, physics, image, arrays)
+    mask = getattr(physics, "mask", None)
+    if mask is not None and bool(mask.all()):
+        yield Message("nothing is missing: the mask is positive everywhere", "warning")
     if float(problem.y.std()) == 0:
         yield Message(f"{image.name} is constant ({float(problem.y.flatten()[0]):g})", "warning")
     problem.observation, problem.physics, problem.noise = image, physics, noise

@@ -96,11 +96,20 @@ def mixture_candidates(ndim: int, channels: int = 1) -> list[Candidate]:
     return found
 
 
-def total_variation_candidates(value_range: bool) -> list[Candidate]:
-    """Total variation, with values kept in the references' range or not."""
-    solver = TotalVariation(TotalVariationParameters(box=value_range, iterations=200))
-    name = "total variation" + (" in the references' range" if value_range else "")
-    return [Candidate(name, None, solver, TV_WEIGHTS)]
+def total_variation_candidates() -> list[Candidate]:
+    """Total variation, without and with values kept in the references' range."""
+    return [
+        Candidate(
+            name,
+            None,
+            TotalVariation(TotalVariationParameters(box=box, iterations=200)),
+            TV_WEIGHTS,
+        )
+        for name, box in (
+            ("total variation", False),
+            ("total variation in the references' range", True),
+        )
+    ]
 
 
 def propose_prior(
@@ -115,24 +124,21 @@ def propose_prior(
     """Rank priors by reconstructing a held-out piece of the reference from simulated data.
 
     The piece is degraded by the operator and the noise model; every candidate learns from the
-    rest of the reference. Total variation competes too: where it wins, no prior should be used.
+    rest. Total variation competes too: where it wins, no prior should be used.
 
     Parameters
     ----------
-    reference : Reference
-        Image (C, *space) and mask.
     candidates : sequence of Candidate, optional
         `mixture_candidates` by default.
 
     Yields
     ------
     Event
-        Progress (``losses`` hold the candidate's PSNR) and a `Result` with a list of `Score`,
-        best first.
+        Progress with the candidate's PSNR, and a `Result` with a list of `Score`, best first.
     """
-    ndim, channels = reference.image.ndim - 1, reference.image.shape[0]
-    chosen = list(mixture_candidates(ndim, channels) if candidates is None else candidates)
-    chosen = total_variation_candidates(False) + total_variation_candidates(True) + chosen
+    if candidates is None:
+        candidates = mixture_candidates(reference.image.ndim - 1, reference.image.shape[0])
+    chosen = [*total_variation_candidates(), *candidates]
     piece, rest = held_out_piece(reference, physics)
     values = rest.image[:, rest.mask]
     extremes = float(values.min()), float(values.max())
@@ -143,9 +149,8 @@ def propose_prior(
     for done, candidate in enumerate(chosen):
         begin = stage.seconds
         best = (float("-inf"), candidate.weights[0])
-        for image, weight in _images(
-            candidate, y, physics, noise, rest, extremes, seed, should_stop
-        ):
+        attempts = _images(candidate, y, physics, noise, rest, extremes, seed, should_stop)
+        for image, weight in attempts:
             if isinstance(image, Tensor):
                 best = max(best, (psnr(image, piece, rim), weight))
             elif stage.due():

@@ -78,12 +78,16 @@ def total_variation_levels(kind: str, truth: int) -> tuple[float, float]:
 
 
 def levels(y: Tensor, physics: Physics, x: Tensor, rim: int) -> tuple[float, float]:
-    box = float(x.min()), float(x.max())
-    plain, boxed = (
-        psnr(best_total_variation(y, physics, NOISE, x, rim, b, refinements=1)[0], x, rim)
-        for b in (None, box)
-    )
+    plain, boxed = (psnr(image, x, rim) for image in baselines(y, physics, x, rim))
     return plain, boxed
+
+
+def baselines(y: Tensor, physics: Physics, x: Tensor, rim: int) -> list[Tensor]:
+    """The total-variation images of highest PSNR, without and with the range of the truth."""
+    box = float(x.min()), float(x.max())
+    return [
+        best_total_variation(y, physics, NOISE, x, rim, b, refinements=1)[0] for b in (None, box)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,15 +142,18 @@ def test_anisotropic_volume_without_periodic_border(
     prior = learned(volume(kind, 0), patch_size=patch)
     found = solved(y, physics, prior)
     seconds = time.process_time() - begin
-    plain, boxed = levels(y, physics, x, 2)
+    rivals = baselines(y, physics, x, 2)
+    plain, boxed = (psnr(image, x, 2) for image in rivals)
+    at_border = max(psnr(image, x, 0) for image in rivals)
     figures = {rim: psnr(found, x, rim) for rim in (0, 2, RIM)}
     show(
-        f"{kind} x{factor}, reflect: {figures[2]:.2f} dB without a rim of 2 (all {figures[0]:.2f}, "
-        f"rim 6 {figures[6]:.2f}) in {seconds:.1f} CPU-s; cubic "
-        f"{psnr(physics.start(y), x, 2):.2f}, TV {plain:.2f}, TV + box {boxed:.2f}"
+        f"{kind} x{factor}, reflect: {figures[2]:.2f} dB without a rim of 2 (all "
+        f"{figures[0]:.2f}, TV {at_border:.2f}; rim 6 {figures[6]:.2f}) in {seconds:.1f} CPU-s; "
+        f"cubic {psnr(physics.start(y), x, 2):.2f}, TV {plain:.2f}, TV + box {boxed:.2f}"
     )
     assert figures[2] >= max(plain, boxed) + over
-    assert figures[0] >= figures[RIM] - 2.0
+    # The mirror that the operator assumes is not what lies beyond the border: all methods lose.
+    assert figures[0] >= at_border
     assert seconds < CPU_SECONDS
 
 

@@ -266,7 +266,7 @@ def test_closing_before_the_first_evaluation_keeps_what_was_learned(monkeypatch)
     start = None
     for event in job:
         start = float(made.g(x)) if start is None else start
-        if isinstance(event, jobs.Progress) and event.step > 100:
+        if isinstance(event, jobs.Progress) and event.step > 400:
             break
     job.close()
     assert float(made.g(x)) < start - 0.2

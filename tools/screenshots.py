@@ -1,0 +1,80 @@
+"""Make the pictures of the documentation: `python tools/screenshots.py` (needs a display).
+
+Without one: `xvfb-run -a -s "-screen 0 1920x1200x24" python tools/screenshots.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "docs" / "images"
+
+
+def main() -> None:
+    """One picture per step of the walk, of the dock alone and of other samples."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--size", default="1280x800", help="of the window")
+    parser.add_argument("--quick", action="store_true", help="small training: layout only")
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    from napari_invprior.app.demo import errors_reported
+
+    with errors_reported():
+        walk(options.out, (width, height), quick=options.quick)
+        volume(options.out, (width, height))
+
+
+def opened(sample: str, size: tuple[int, int]):
+    import napari
+
+    from napari_invprior.app import demo
+
+    viewer = napari.Viewer(show=True, show_welcome_screen=False)
+    viewer.window.resize(*size)
+    bench = demo.dock(viewer)
+    demo.load_sample_layers(viewer, sample)
+    demo.pick_references(bench)
+    demo.process_events(0.6)
+    viewer.reset_view()
+    return viewer, bench
+
+
+def walk(out: Path, size: tuple[int, int], *, quick: bool) -> None:
+    """Pick, train, reconstruct."""
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+
+    viewer, bench = opened("superresolution_2d", size)
+    if quick:
+        bench.prior.chooser.choose({"kind": "patchnr", "hidden": 16, "steps": 300})
+        bench.result.solver.choose({"kind": "variational", "iterations": 20})
+    save_screenshot(viewer, out / "1-picked.png")
+    bench.prior.train.click()
+    wait_for(lambda: bench.prior.gallery.count > 0 or bench.prior.fitted, bench)
+    save_screenshot(viewer, out / "2-training.png")
+    wait_for(lambda: bench.runs.runner.state == "idle", bench)
+    bench.result.run.click()
+    wait_for(lambda: "preview" in viewer.layers or bench.runs.runner.state == "idle", bench)
+    save_screenshot(viewer, out / "3-reconstructing.png")
+    wait_for(lambda: bench.runs.runner.state == "idle", bench)
+    process_events(6)  # notifications fade
+    save_screenshot(viewer, out / "4-result.png")
+    bench.grab().save(str(out / "dock.png"))
+    viewer.theme = "light"
+    save_screenshot(viewer, out / "5-light.png")
+    viewer.close()
+
+
+def volume(out: Path, size: tuple[int, int]) -> None:
+    """Boxes on a volume."""
+    from napari_invprior.app.demo import save_screenshot
+
+    viewer, _ = opened("superresolution_3d", size)
+    save_screenshot(viewer, out / "6-volume.png")
+    viewer.close()
+
+
+if __name__ == "__main__":
+    main()
