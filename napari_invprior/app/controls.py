@@ -24,7 +24,7 @@ from napari_invprior.app.forms import Form, LayerNames
 from napari_invprior.errors import InvalidInput
 
 FAULT = "#e0605a"
-GOOD = "#4caf7d"
+GOOD = "#3a9c69"
 """Colours that are readable in napari's dark and light theme."""
 
 
@@ -129,7 +129,8 @@ class Line(QLabel):
         self.say("")
 
     def _least(self) -> int:
-        return self._lines * self.fontMetrics().lineSpacing() + 4
+        padding = 4 if self._lines == 1 else 12  # napari's style pads labels
+        return self._lines * self.fontMetrics().lineSpacing() + padding
 
     def heightForWidth(self, width: int) -> int:  # noqa: N802
         """Room for the lines that are always taken; more only for a long text."""

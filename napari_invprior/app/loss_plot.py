@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pyqtgraph
-from napari.settings import get_settings
-from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
@@ -53,14 +51,19 @@ class LossPlot(QWidget):
         self._redraw = qthrottled(self._draw, timeout=400)  # drawing takes time from the window
         self._name_curves()
         self.follow_theme()
-        get_settings().appearance.events.theme.connect(self.follow_theme)
-        self.destroyed.connect(_forget(self.follow_theme))
 
-    def follow_theme(self, event: object = None) -> None:
-        """Take background and text colours of napari's theme."""
-        theme = get_theme(get_settings().appearance.theme)
-        text, back = theme.text.as_hex(), theme.background.as_hex()
-        self.plot.setBackground(back)
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
+        """The viewer's theme changed."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange):
+            self.follow_theme()
+
+    def follow_theme(self) -> None:
+        """Take the colours of the dock's text and background."""
+        if not hasattr(self, "plot"):
+            return
+        text = self.palette().text().color()
+        self.plot.setBackground(self.palette().window().color())
         item = self.plot.getPlotItem()
         for side in ("left", "bottom"):
             axis = item.getAxis(side)
@@ -69,6 +72,7 @@ class LossPlot(QWidget):
             font = self.font()
             font.setPointSizeF(7)
             axis.setTickFont(font)
+            axis.setStyle(maxTickLevel=0)  # few ticks: the plot is small
         item.getAxis("left").setWidth(34)
 
     def _name_curves(self) -> None:
@@ -131,12 +135,3 @@ class LossPlot(QWidget):
     def levels(self) -> dict[str, float]:
         """Named levels in the plot."""
         return {name: float(line.value()) for name, line in self._levels.items()}
-
-
-def _forget(callback: object) -> object:
-    """Disconnect from the settings, which live longer than any plot."""
-
-    def disconnect(*_: object) -> None:
-        get_settings().appearance.events.theme.disconnect(callback)
-
-    return disconnect

@@ -188,18 +188,22 @@ class GaussianMixture(PatchPrior):
         self, references: Sequence[Reference], *, seed: int = 0, should_stop: ShouldStop = never
     ) -> Job:
         generator = torch.Generator().manual_seed(seed)
-        train, held_out = self._patches(references, generator)
+        train, held_out, components = self._patches(references, generator)
+        if components < (self.parameters.components or 1) and not self.is_fitted:
+            yield _reduced_warning(self.parameters.components or 1, components)
         low, high = float(train.min()), float(train.max())
         if self.is_fitted:
             low, high = min(low, self._range[0]), max(high, self._range[1])
         self._range = (low, high)
-        yield from self._expectation_maximisation(train, held_out, generator, should_stop)
+        yield from self._expectation_maximisation(
+            train, held_out, components, generator, should_stop
+        )
         yield Result(self)
 
     def _patches(
         self, references: Sequence[Reference], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Training and held-out patches as columns; refuses what cannot be learned from."""
+    ) -> tuple[Tensor, Tensor, int]:
+        """Training and held-out patches as columns, and how many components they can feed."""
         planes = [
             (plane, reference.mask)
             for reference in references
@@ -218,21 +222,21 @@ class GaussianMixture(PatchPrior):
                 f"the references are constant (value {float(train.mean()):.4g}); pick a region "
                 "that shows the material"
             )
-        if self._symmetric(train):
-            train = self._turned(train, most, generator)
+        components = self._component_count(train.shape[1])
+        if self._symmetric(train, components):
+            train = self._turned(train, min(most, MANY_PATCHES * components), generator)
         # Any first part of the patches is then a random choice.
         train = train[:, torch.randperm(train.shape[1], generator=generator)]
         if held_out.shape[1] < FEWEST_HELD_OUT:
             held_out = train
         held_out = held_out[:, torch.randperm(held_out.shape[1], generator=generator)]
         held_out = held_out[:, :HELD_OUT_LIMIT].contiguous()
-        return train.to(self.device), held_out.to(self.device)
+        return train.to(self.device), held_out.to(self.device), components
 
-    def _symmetric(self, train: Tensor) -> bool:
+    def _symmetric(self, train: Tensor, components: int) -> bool:
         """Whether to train on turned patches too."""
         if self.parameters.symmetries != "auto":
             return self.parameters.symmetries == "on"
-        components = self._component_count(train.shape[1])
         if components < FEWEST_COMPONENTS or train.shape[1] >= FEW_PATCHES * components:
             return False
         group = symmetries(self.patch, self.joint_channels)
@@ -244,8 +248,7 @@ class GaussianMixture(PatchPrior):
         """Up to ``most`` patches, each with a random symmetry of the patch applied."""
         group = symmetries(self.patch, self.joint_channels)
         n = patches.shape[1]
-        wanted = MANY_PATCHES * self._component_count(n)
-        count = max(n, min(most, n * len(group), wanted))
+        count = max(n, min(most, n * len(group)))
         source = torch.arange(count) % n
         element = torch.randint(len(group), (count,), generator=generator)
         turned = patches.new_empty((patches.shape[0], count))
@@ -255,24 +258,16 @@ class GaussianMixture(PatchPrior):
         return turned
 
     def _component_count(self, patches: int) -> int:
-        """Number of components asked for, or as many as so many patches can feed."""
-        if self.parameters.components is not None:
-            return self.parameters.components
-        if self.ndim == 2:
-            return 20 if patches < 20_000 else 50
-        return 50 if patches < 30_000 else 100
+        """Number of components asked for, at most as many as so many patches can feed."""
+        wanted = self.parameters.components
+        if wanted is None and self.ndim == 2:
+            wanted = 20 if patches < 20_000 else 50
+        elif wanted is None:
+            wanted = 50 if patches < 30_000 else 100
+        return min(wanted, max(1, patches // PATCHES_PER_COMPONENT))
 
-    def _start(self, train: Tensor, generator: torch.Generator) -> Iterator[Event]:
+    def _start(self, train: Tensor, components: int, generator: torch.Generator) -> None:
         """Set the first mixture by k-means."""
-        wanted = self._component_count(train.shape[1])
-        most = max(1, train.shape[1] // PATCHES_PER_COMPONENT)
-        if wanted > most:
-            yield Message(
-                f"{wanted} components need {wanted * PATCHES_PER_COMPONENT} patches but there are "
-                f"{train.shape[1]}; {most} components are used",
-                "warning",
-            )
-        components = min(wanted, most)
         some = train[:, : self._few(train, components)]
         labels = k_means(some, components, K_MEANS_STEPS, generator)
         self._adopt(from_labels(some, labels, self._regularisation(train)))
@@ -291,18 +286,17 @@ class GaussianMixture(PatchPrior):
         self,
         train: Tensor,
         held_out: Tensor,
+        components: int,
         generator: torch.Generator,
         should_stop: ShouldStop,
     ) -> Iterator[Event]:
-        """Steps on a part of the patches, then on all; the state with the best held-out figure
-        stays.
-        """
+        """Steps on a part of the patches, then on all; the best held-out figure decides."""
         stage = Stage("train", self.parameters.steps)
         yield stage.progress(0)
         regularisation = self._regularisation(train)
         losses = {"gaussian": _mean_nll(_single(train, self.parameters.floor), held_out)}
         if not self.is_fitted:
-            yield from self._start(train, generator)
+            self._start(train, components, generator)
         mixture = self.mixture
         best = losses["held_out"] = _mean_nll(mixture, held_out)
         size, switch = self._few(train, mixture.components), 2 * stage.total // 3
@@ -394,5 +388,13 @@ def _overfit_warning(gap: float) -> Message:
     return Message(
         f"held-out patches are {gap:.0f} nats less likely than training patches: the mixture has "
         "learned the references by heart; use more references, fewer components or a smaller patch",
+        "warning",
+    )
+
+
+def _reduced_warning(wanted: int, components: int) -> Message:
+    return Message(
+        f"{wanted} components need {wanted * PATCHES_PER_COMPONENT} patches but the references "
+        f"hold fewer; {components} components are used",
         "warning",
     )

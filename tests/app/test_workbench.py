@@ -429,11 +429,11 @@ def test_dark_and_light_theme_are_readable(window):
     seen = {}
     for theme in ("light", "dark"):
         window.viewer.theme = theme
-        from napari.settings import get_settings
-
-        get_settings().appearance.theme = theme
-        window.settle(0.2)
-        back = bench.prior.plot.plot.backgroundBrush().color().lightness()
+        window.settle(0.3)
+        window.viewer.window.screenshot(flash=False, canvas_only=False)
+        back = bench.grab().toImage().pixelColor(2, 2).lightness()
+        plot = bench.prior.plot.plot
+        assert abs(plot.grab().toImage().pixelColor(2, 2).lightness() - back) < 20, theme
         pen = bench.prior.plot.plot.getPlotItem().getAxis("left").textPen().color().lightness()
         assert abs(back - pen) > 90, theme
         seen[theme] = back

@@ -266,7 +266,7 @@ def test_closing_the_job_keeps_the_best_state_so_far():
             if event.step == 3:
                 break
     job.close()
-    _, held_out = prior._patches([gravel()], torch.Generator().manual_seed(3))
+    _, held_out, _ = prior._patches([gravel()], torch.Generator().manual_seed(3))
     assert min(reported) < reported[0]
     assert float(prior.potential(held_out).mean()) == pytest.approx(min(reported), abs=1e-3)
 
@@ -307,7 +307,7 @@ def test_automatic_symmetries_tell_gravel_from_brick():
     for name in ("gravel", "brick"):
         picture = torch.from_numpy(load_sample(f"{name}-reference")[:150, :150] / 255.0).float()
         prior = GaussianMixture(GaussianMixtureParameters(components=50), ndim=2)
-        patches, _ = prior._patches([Reference(picture[None])], torch.Generator().manual_seed(0))
+        patches, _, _ = prior._patches([Reference(picture[None])], torch.Generator().manual_seed(0))
         chosen[name] = patches.shape[1] > 145**2
     assert chosen == {"gravel": True, "brick": False}
 

@@ -75,7 +75,7 @@ def test_learns_more_than_a_gaussian_and_reports_levels():
     found, _ = events(prior().fit([Reference(texture(64, 64))]))
     assert isinstance(found[-1], jobs.Result)
     steps = [e for e in found if isinstance(e, jobs.Progress)]
-    assert set(steps[-1].losses) == {"train", "held_out", "gaussian"}
+    assert set(steps[-1].losses) == {"train", "held_out", "gaussian", "gmm"}
     assert steps[-1].losses["held_out"] < steps[-1].losses["gaussian"] - 0.2
     assert steps[-1].step == 200
 
