@@ -9,7 +9,6 @@ from pydantic import AfterValidator, Field, model_validator
 from napari_invprior.parameters import Parameters, parameter
 
 
-
 def _not_empty(interval: tuple[int, int]) -> tuple[int, int]:
     if interval[1] <= interval[0]:
         raise ValueError(f"[{interval[0]}, {interval[1]}] is empty; stop must exceed start")

@@ -23,7 +23,7 @@ def test_add_a_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load()
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     namespace: dict[str, Any] = {"__name__": "napari_invprior.priors.from_the_docs"}
-    exec(compile(code_of("add-a-prior.md"), "add-a-prior.md", "exec"), namespace)  # noqa: S102
+    exec(compile(code_of("add-a-prior.md"), "add-a-prior.md", "exec"), namespace)
     assert namespace["outcome"].metrics["psnr"] > 15
 
 

@@ -68,6 +68,11 @@ class Prior(ABC):
     def is_fitted(self) -> bool:
         """Whether the prior can be used."""
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value that the prior learnt from, where it remembers them."""
+        return None
+
     @abstractmethod
     def fit(
         self, references: Sequence[Reference], *, seed: int = 0, should_stop: ShouldStop = never

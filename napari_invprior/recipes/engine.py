@@ -231,7 +231,7 @@ def _reconstruct(
         left = _time_left(recipe, start)
         frames.append((yield from forward(solve_within_memory(
             solver, frame[None], problem.physics, problem.noise, prior, weight=weight,
-            value_range=problem.value_range, seed=recipe.seed, should_stop=should_stop,
+            value_range=_value_range(problem, prior), seed=recipe.seed, should_stop=should_stop,
             time_budget_s=left,
         ))))
         if should_stop():
@@ -255,6 +255,12 @@ def _reconstruct(
     yield Result((image, metrics))
 
 
+def _value_range(problem: Problem, prior: Prior | None) -> tuple[float, float] | None:
+    """The range of values to expect: what the prior learnt, else that of the references."""
+    learnt = None if prior is None else prior.value_range
+    return problem.value_range if learnt is None else learnt
+
+
 def _time_left(recipe: Recipe, start: float) -> float | None:
     if recipe.time_budget_s is None:
         return None
@@ -274,7 +280,7 @@ def _weight(
     data = y[:1][piece.data_index]
     choice: WeightChoice = yield from forward(choose_weight(
         solver, data, piece.physics, problem.noise, prior, rule=parameters.weight_rule,
-        references=problem.references, value_range=problem.value_range,
+        references=problem.references, value_range=_value_range(problem, prior),
         seed=problem.recipe.seed, should_stop=should_stop,
     ))
     if should_stop():
