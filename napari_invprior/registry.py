@@ -42,6 +42,8 @@ class Method:
         Space dimensions it handles.
     needs_references, uncertainty : bool
         Whether it needs reference images, and whether it yields uncertainty.
+    default_for : tuple of int
+        Space dimensions in which the window proposes it first.
     widget : str
         The dock that shows it.
     """
@@ -56,6 +58,7 @@ class Method:
     dimensions: tuple[int, ...] = (2, 3)
     needs_references: bool = False
     uncertainty: bool = False
+    default_for: tuple[int, ...] = ()
     widget: str = "workbench"
 
     @property
@@ -81,6 +84,7 @@ class Method:
             "dimensions": list(self.dimensions),
             "needs_references": self.needs_references,
             "uncertainty": self.uncertainty,
+            "default_for": list(self.default_for),
             "widget": self.widget,
             "parameters": self.parameters.model_json_schema(),
         }
@@ -117,6 +121,12 @@ def methods(kind: str | None = None) -> list[Method]:
     return sorted(
         (m for m in _METHODS.values() if kind in (None, m.kind)), key=lambda m: (m.kind, m.name)
     )
+
+
+def default(kind: str, ndim: int) -> Method:
+    """The method of that kind that is proposed first in ``ndim`` dimensions."""
+    listed = methods(kind)
+    return next((m for m in listed if ndim in m.default_for), listed[0])
 
 
 def get(kind: str, name: str) -> Method:

@@ -194,8 +194,6 @@ class MethodChooser(QWidget):
         ``"physics"``, ``"noise"``, ``"prior"`` or ``"solver"``.
     tooltip : str
         What is chosen.
-    default : str
-        The method chosen at first.
     layers : callable
         Names of layers for fields that take one.
     leave_out : sequence of str
@@ -209,7 +207,7 @@ class MethodChooser(QWidget):
     changed = Signal()
 
     def __init__(
-        self, kind: str, tooltip: str, default: str, *, layers: LayerNames = list,
+        self, kind: str, tooltip: str, *, layers: LayerNames = list,
         leave_out: Sequence[str] = (), folded: bool = False, inline: bool = False,
     ) -> None:
         super().__init__()
@@ -224,7 +222,7 @@ class MethodChooser(QWidget):
         self.gear.toggled.connect(self._fold)
         self._holder = QVBoxLayout(self)
         self._holder.setContentsMargins(0, 0, 0, 0)
-        self.list.offer([(m.title, m.name) for m in registry.methods(kind)], default)
+        self._offer()
         self._on_method()
 
     @property
@@ -244,10 +242,20 @@ class MethodChooser(QWidget):
         return self._form
 
     def set_dimensions(self, ndim: int) -> None:
-        """Data of another number of axes: controls "per axis" change."""
+        """Data of another number of axes: its default method, and one control per axis.
+
+        A method that was chosen by hand stays.
+        """
         if ndim != self._ndim:
             self._ndim = ndim
+            self._offer()
             self._on_method()
+
+    def _offer(self) -> None:
+        """The methods for data of this many axes; the default where the user chose none."""
+        fitting = [m for m in registry.methods(self._kind) if self._ndim in m.dimensions]
+        proposed = registry.default(self._kind, self._ndim).name
+        self.list.offer([(m.title, m.name) for m in fitting], proposed, keep=False)
 
     def _on_method(self) -> None:
         if self.list.currentData() is None:

@@ -67,11 +67,10 @@ class DataPanel(Section):
         self.about = Line("Size of the observation, size of the result, number type.")
         self.box.addWidget(self.about)
         self.physics = MethodChooser(
-            "physics", "How the observation came about.", "superresolution",
-            layers=self._mask_layers,
+            "physics", "How the observation came about.", layers=self._mask_layers
         )
         self.noise = MethodChooser(
-            "noise", "The noise of the observation.", "gaussian", inline=True
+            "noise", "The noise of the observation.", inline=True
         )
         self.truth = Picker(
             "The true image, where it is known: for figures only.", self.changed.emit

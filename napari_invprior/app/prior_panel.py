@@ -26,7 +26,7 @@ class PriorPanel(Section):
     load_clicked = Signal()
 
     def __init__(self) -> None:
-        self.chooser = MethodChooser("prior", "What images look like.", "patchnr")
+        self.chooser = MethodChooser("prior", "What images look like.")
         super().__init__(3, "Prior", self.chooser.list, self.chooser.gear)
         self.box.addWidget(self.chooser)
         self.train = push("Train", "Learn from the regions of step 2; continues a prior that was "

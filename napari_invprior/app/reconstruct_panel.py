@@ -35,7 +35,7 @@ class ReconstructPanel(Section):
     save_clicked = Signal()
 
     def __init__(self) -> None:
-        self.solver = MethodChooser("solver", "How the image is found.", "variational",
+        self.solver = MethodChooser("solver", "How the image is found.",
                                     leave_out=("weight",), folded=True)
         super().__init__(4, "Reconstruct", self.solver.list, self.solver.gear)
         self.box.addWidget(self.solver)

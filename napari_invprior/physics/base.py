@@ -33,6 +33,8 @@ class Physics(ABC):
     Parameters: ClassVar[type[Declaration]]
     array_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameters that name an array; the engine loads them."""
+    mask: Tensor | None = None
+    """Data-shaped (space axes only), true where a sample was observed; None for all."""
 
     def __init__(self, parameters: Declaration, ndim: int, **arrays: Tensor) -> None:
         self.parameters = parameters
@@ -98,6 +100,10 @@ class Physics(ABC):
     def reach(self) -> tuple[int, ...]:
         """Image samples per axis that one data sample looks at."""
         return (1,) * self.ndim
+
+    def observed(self, y: Tensor) -> Tensor:
+        """The samples of data-shaped ``y`` that were observed, as one vector."""
+        return y.flatten() if self.mask is None else y[..., self.mask.to(y.device)].flatten()
 
     def start(self, y: Tensor) -> Tensor:
         """A fast first image, aligned with the solution."""

@@ -46,6 +46,7 @@ class Blur(SampledConvolution):
 
     Examples
     --------
+    >>> import torch
     >>> physics = Blur(BlurParameters(blur_sigma=1.0), ndim=2)
     >>> bool(torch.allclose(physics.A(torch.ones(1, 1, 12, 16)), torch.ones(1, 1, 12, 16)))
     True

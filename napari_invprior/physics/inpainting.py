@@ -94,6 +94,7 @@ class Inpainting(Physics):
     Parameters = InpaintingParameters
     array_inputs = ("mask",)
     parameters: InpaintingParameters
+    mask: Tensor
 
     def __init__(
         self, parameters: InpaintingParameters, ndim: int, mask: Tensor | None = None

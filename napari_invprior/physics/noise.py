@@ -59,7 +59,13 @@ SIGMA_FLOOR = 1e-4
 """Smallest standard deviation that is used; data without noise still weigh finitely."""
 
 
-@register(kind="noise", name="gaussian", title="Gaussian noise", inputs=("observation",))
+@register(
+    kind="noise",
+    name="gaussian",
+    title="Gaussian noise",
+    inputs=("observation",),
+    default_for=(2, 3),
+)
 class GaussianNoise(Noise):
     """White Gaussian noise: ``-log p = |z - y|^2 / (2 sigma^2)``.
 

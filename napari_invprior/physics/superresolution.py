@@ -68,6 +68,7 @@ class SuperResolutionParameters(Parameters):
     papers=("2205.12021", "2109.12880"),
     inputs=("observation",),
     outputs=("reconstruction",),
+    default_for=(2, 3),
 )
 class SuperResolution(SampledConvolution):
     """Blur with a Gaussian or a given PSF, then keep one sample in ``factor``.

@@ -21,6 +21,8 @@ class Masked(Physics):
         Data-shaped (space axes only), true where a sample counts.
     """
 
+    mask: Tensor
+
     def __init__(self, physics: Physics, mask: Tensor) -> None:
         super().__init__(physics.parameters, physics.ndim)
         self.physics, self.mask = physics, mask

@@ -95,6 +95,7 @@ class GaussianMixtureParameters(Parameters):
     inputs=("references",),
     outputs=("prior",),
     needs_references=True,
+    default_for=(3,),
 )
 class GaussianMixture(PatchPrior):
     """Mixture of Gaussians with full covariances; its potential is ``-log p`` of a patch.

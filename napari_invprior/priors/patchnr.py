@@ -67,7 +67,7 @@ class PatchNRParameters(Parameters):
         None, "Patch edge, one number or one per axis; empty is 6 in 2D and 4 in 3D.", unit="px"
     )
     channels: Literal["separate", "joint"] = parameter(
-        "separate", "Channels as images of their own, or all in one patch."
+        "separate", "Channels as images of their own, or all in one patch.", advanced=True
     )
     preset: Literal["fast", "good", "paper"] = parameter(
         "fast", "Seconds, minutes, or the paper's setting (hours on a CPU)."
@@ -119,6 +119,7 @@ class PatchNRParameters(Parameters):
     inputs=("references",),
     outputs=("prior",),
     needs_references=True,
+    default_for=(2,),
 )
 class PatchNR(PatchPrior):
     """Patch density learned by a normalizing flow; good from one region of 64 x 64 px on.

@@ -241,7 +241,7 @@ def _reconstruct(
     image = torch.cat(frames).cpu()
     metrics: dict[str, Any] = {"weight": weight} | problem.facts
     metrics["residual_ratio"] = problem.noise.residual_ratio(
-        problem.physics.A(image), problem.y
+        problem.physics.observed(problem.physics.A(image)), problem.physics.observed(problem.y)
     )
     if problem.truth is not None:
         metrics["psnr"] = psnr(image, problem.truth, recipe.rim)

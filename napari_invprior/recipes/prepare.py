@@ -231,8 +231,7 @@ def _attach_data(
         noise = noise_choice.method.cls(noise_choice.parameters)
         if recipe.truth is not None:
             problem.truth = _truth(recipe.truth, problem, physics, image, arrays)
-    mask = getattr(physics, "mask", None)
-    if mask is not None and bool(mask.all()):
+    if physics.mask is not None and bool(physics.mask.all()):
         yield Message("nothing is missing: the mask is positive everywhere", "warning")
     if float(problem.y.std()) == 0:
         yield Message(f"{image.name} is constant ({float(problem.y.flatten()[0]):g})", "warning")
@@ -307,9 +306,8 @@ def _estimate_noise(
     if sigma is not None:
         return
     values = torch.from_numpy(image.normalised())
-    observed = getattr(physics, "mask", None)
-    if observed is not None:
-        values[..., ~observed] = math.nan
+    if physics.mask is not None:
+        values[..., ~physics.mask] = math.nan
     sigma, spread = estimate_sigma(values)
     if not math.isfinite(sigma):
         sigma, spread = 0.01, math.nan
@@ -348,7 +346,8 @@ def _warn_about_references(problem: Problem) -> Iterator[Message]:
         return
     values = torch.cat([r.image[:, _mask(r)].flatten() for r in problem.references])
     low, high = float(values.min()), float(values.max())
-    mean = float(problem.y.mean())
+    assert problem.physics is not None
+    mean = float(problem.physics.observed(problem.y).mean())
     if not low <= mean <= high:
         yield Message(
             f"the observation's mean {mean:.3g} lies outside the references' values "

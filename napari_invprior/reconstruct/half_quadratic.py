@@ -79,6 +79,7 @@ class HalfQuadraticParameters(Parameters):
     papers=("2312.16611",),
     inputs=("observation", "prior"),
     outputs=("reconstruction",),
+    default_for=(3,),
 )
 class HalfQuadratic(Solver):
     """Alternate patch denoising and the exact data step while the noise level sinks.

@@ -173,7 +173,9 @@ class TotalVariation(Solver):
         checkpoint = x = begin
         for step, x in enumerate(iterate(y, physics, weight, box, begin), 1):
             if stage.due():
-                yield stage.progress(step, residual=noise.residual_ratio(physics.A(x), y))
+                yield stage.progress(step, residual=noise.residual_ratio(
+                    physics.observed(physics.A(x)), physics.observed(y)
+                ))
                 yield Preview("image", x.numpy(force=True), "reconstruct")
             if step >= stage.total or should_stop():
                 break

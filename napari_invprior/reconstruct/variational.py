@@ -73,6 +73,7 @@ class VariationalParameters(Parameters):
     papers=("2205.12021", "2312.16611"),
     inputs=("observation", "prior"),
     outputs=("reconstruction",),
+    default_for=(2,),
 )
 class Variational(Solver):
     """Minimise ``-log p(y | A x) + weight * n * g(x)``, with ``n`` samples in the image.
@@ -216,7 +217,9 @@ class Objective:
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient at ``x``; `value`, `residual` and `total` are set as well."""
         z = self.physics.A(x)
-        self.residual = self.noise.residual_ratio(z, self.y)
+        self.residual = self.noise.residual_ratio(
+            self.physics.observed(z), self.physics.observed(self.y)
+        )
         if self._first is None:
             self._first = self.residual
         per_image = x[0].numel()

@@ -143,7 +143,7 @@ def sure_score(
             images.append(physics.A(image))
         misfit = ((images[0] - y) / deviation) ** 2
         divergence = probe * (images[1] - images[0]) / (step * deviation)
-        yield Result(float((misfit + 2 * divergence).mean()) - 1)
+        yield Result(float(physics.observed(misfit + 2 * divergence).mean()) - 1)
 
     return score
 
@@ -159,7 +159,8 @@ def discrepancy_score(
         if image is None:
             yield Result(None)
             return
-        ratio = float((((physics.A(image) - y) / deviation) ** 2).mean())
+        misfit = ((physics.A(image) - y) / deviation) ** 2
+        ratio = float(physics.observed(misfit).mean())
         yield Result(math.log(max(ratio, 1e-12) / DISCREPANCY_TARGET) ** 2)
 
     return score

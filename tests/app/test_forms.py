@@ -92,7 +92,7 @@ def test_layers_are_offered_and_forgotten(qtbot):
 
 
 def test_gear_folds_what_is_seldom_needed(qtbot):
-    chooser = MethodChooser("physics", "tip", "superresolution")
+    chooser = MethodChooser("physics", "tip")
     qtbot.addWidget(chooser)
     assert chooser.form.advanced.isHidden()
     chooser.gear.setChecked(True)

@@ -165,7 +165,7 @@ def test_different_scales_are_named() -> None:  # row 5
 
 
 def test_constant_images() -> None:  # row 8
-    with pytest.raises(InvalidInput, match="constant|variance"):
+    with pytest.raises(InvalidInput, match=r"constant|variance"):
         execute(texture(edge=24), np.full((96, 96), 7, np.uint8))
     outcome, messages = execute(np.full((24, 24), 90, np.uint8))
     assert any("constant" in m for m in messages)
