@@ -4,11 +4,9 @@ FIND = for p in python3.11 python3 python3.12 python3.13; do \
 PYTHON ?= $(or $(shell $(FIND)),$(error Python 3.11 or newer is needed; set PYTHON=/path/to/python))
 VENV ?= .venv
 BIN = $(VENV)/bin
-SCREEN = $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter-out Linux,$(shell uname)))
-VIRTUAL = $(if $(SCREEN),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
 demo: $(VENV)/.app
-	$(VIRTUAL) $(BIN)/invprior demo $(or $(ARGS),$(if $(VIRTUAL),--headless))
+	$(BIN)/invprior demo $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,6 +6,8 @@ Exit codes: 0 done, 2 bad input (one line says why), 3 the job failed, 130 cance
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -207,16 +209,48 @@ def demo(
 ) -> None:
     """The main job on built-in data, in the window."""
     with _exit_codes():
-        try:
+        if not _has_display():
+            _demo_on_a_virtual_display(out, screenshot)
+        with _window_extra():
             from napari_invprior.app.demo import open_demo
-        except ImportError as error:
-            raise InvalidInput(
-                f"the window cannot start ({error}); install it with: pip install "
-                "'napari-invprior[app]'"
-            ) from None
-        open_demo(
+        figures = open_demo(
             headless=headless, out=out, quit_after=quit_after or None, screenshot=screenshot
         )
+        if headless:
+            Console().print(json.dumps(figures, indent=2))
+
+
+@contextmanager
+def _window_extra() -> Iterator[None]:
+    """Say what to install where napari or Qt is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise InvalidInput(
+            f"the window cannot start ({error}); install it: pip install 'napari-invprior[app]'"
+        ) from None
+
+
+def _has_display() -> bool:
+    """Whether a window can be shown; without one Qt would abort the process."""
+    return sys.platform != "linux" or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+
+
+def _demo_on_a_virtual_display(out: Path, screenshot: Path | None) -> None:
+    """Start the headless demo again below ``xvfb-run``, in place of this process."""
+    xvfb = shutil.which("xvfb-run")
+    if xvfb is None:
+        raise InvalidInput(
+            "there is no display; install xvfb and run: xvfb-run -a invprior demo --headless"
+        )
+    command = [xvfb, "-a", "-s", "-screen 0 1280x800x24", sys.executable, "-m"]
+    command += ["napari_invprior.cli", "demo", "--headless", "--out", str(out)]
+    if screenshot is not None:
+        command += ["--screenshot", str(screenshot)]
+    sys.stdout.flush()
+    os.execv(xvfb, command)  # noqa: S606
 
 
 @app.command(name="open")
@@ -225,8 +259,10 @@ def open_results(
 ) -> None:
     """Open the results of a run in the viewer."""
     with _exit_codes():
-        from napari_invprior.app.demo import open_results as show
-
+        if not _has_display():
+            raise InvalidInput("there is no display to open the results on")
+        with _window_extra():
+            from napari_invprior.app.results import open_results as show
         show(folder)
 
 
