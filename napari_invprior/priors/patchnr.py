@@ -54,7 +54,7 @@ class Plan:
 
 
 PRESETS = {
-    "fast": Plan(64, 5, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True),
+    "fast": Plan(64, 8, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True),
     "good": Plan(128, 10, 512, 6000, 3e-3, True, True, 0.0, "auto", 0.998, True),
     "paper": Plan(512, 5, 32, 750_000, 1e-4, False, False, 0.0, "off", 0.0, False),
 }
