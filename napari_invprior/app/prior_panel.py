@@ -24,6 +24,7 @@ class PriorPanel(Section):
     cancel_clicked = Signal()
     save_clicked = Signal()
     load_clicked = Signal()
+    suggest_clicked = Signal()
 
     def __init__(self) -> None:
         self.chooser = MethodChooser("prior", "What images look like.")
@@ -39,10 +40,14 @@ class PriorPanel(Section):
                             self._forget)
         self.save = push("Save…", "Save the trained prior as a .safetensors file.",
                          self.save_clicked.emit)
+        self.suggest = push(
+            "Suggest", "Try several priors on a held-out piece of the reference and choose the "
+            "best; takes a minute.", self.suggest_clicked.emit,
+        )
         self.load = push("Load…", "Load a prior that was saved before.", self.load_clicked.emit)
         self.box.addLayout(
-            row(self.train, self.pause, self.cancel, 1, self.restart, self.save, self.load,
-                spacing=3)
+            row(self.train, self.pause, self.cancel, 1, self.suggest, self.restart, self.save,
+                self.load, spacing=3)
         )
         self.bar = progress_bar("How far the training is.")
         self.about = Line("State of the prior; time used and time left.")
@@ -112,6 +117,11 @@ class PriorPanel(Section):
         show_progress(self.bar, event)
         self.about.say(f"step {event.step} of {event.total} · {clock(event)}")
         self.plot.add(event.step, dict(event.losses))
+
+    def compare(self, event: Progress) -> None:
+        """Show how far the comparison of priors is."""
+        show_progress(self.bar, event)
+        self.about.say(f"trying prior {min(event.step + 1, event.total)} of {event.total}")
 
     def preview(self, event: Preview) -> None:
         """Show generated patches with the contrast of the real ones."""

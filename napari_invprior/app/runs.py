@@ -12,6 +12,7 @@ from napari.utils.notifications import notification_manager, show_error, show_wa
 from qtpy.QtCore import QObject, Signal
 
 from napari_invprior.app import preferences
+from napari_invprior.app.controls import GOOD
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.history import History
 from napari_invprior.app.jobs import JobEnd, JobRunner
@@ -27,7 +28,7 @@ from napari_invprior.jobs import Event, Message, Preview, Progress
 LAST_RUN = "last_run"
 """Fact of a saved prior: the recipe it was last used for."""
 
-TRAIN, RECONSTRUCT = "train", "reconstruct"
+TRAIN, RECONSTRUCT, PROPOSE = "train", "reconstruct", "propose"
 PREVIEW = "preview"
 
 
@@ -72,12 +73,12 @@ class Runs(QObject):
         """The recipe that the dock shows; raises `InvalidInput`."""
         panels = self.panels
         recipe: dict[str, Any] = {"version": 1, "task": task}
-        if task == RECONSTRUCT or not panels.data.problem():
+        if task != TRAIN or not panels.data.problem():
             recipe |= panels.data.part()
         recipe |= panels.references.part()
         recipe |= panels.result.part()
         prior = panels.prior
-        if task == TRAIN or (panels.result.needs_prior and not prior.fitted):
+        if task != RECONSTRUCT or (panels.result.needs_prior and not prior.fitted):
             recipe["prior"] = prior.chooser.choice()
         elif panels.result.needs_prior:
             recipe["prior"] = {"kind": prior.prior.name} | prior.prior.parameters.model_dump(
@@ -104,6 +105,10 @@ class Runs(QObject):
             RECONSTRUCT, lambda: self.recipe(RECONSTRUCT),
             self.panels.prior.prior if needed else None,
         )
+
+    def propose(self) -> None:
+        """Try several priors on the reference and choose the best."""
+        self._start(PROPOSE, lambda: self.recipe(PROPOSE), None)
 
     def last_recipe(self) -> dict[str, Any] | None:
         """The run of the shown result, or the one that a loaded prior was last used for."""
@@ -132,10 +137,10 @@ class Runs(QObject):
             self._failed(name, str(error))
             return
         self.request = wanted
-        if name == TRAIN:
-            self.panels.prior.begin(anew=prior is None)
-        else:
+        if name == RECONSTRUCT:
             self.panels.result.begin()
+        else:
+            self.panels.prior.begin(anew=name == TRAIN and prior is None)
         self.panels.prior.limits = self.panels.references.normalised_limits()
         self.runner.start(name, wanted.job)
 
@@ -148,11 +153,17 @@ class Runs(QObject):
             if warning:
                 show_warning(event.text)
         elif isinstance(event, Progress):
-            if event.stage == "train":
+            if event.stage == "train" and self.runner.name != PROPOSE:
                 self.panels.prior.progress(event)
+            elif event.stage == PROPOSE:
+                self.panels.prior.compare(event)
             if self.runner.name == RECONSTRUCT:
                 self.panels.result.progress(event)
-        elif isinstance(event, Preview) and event.kind == "patches":
+        elif (
+            isinstance(event, Preview)
+            and event.kind == "patches"
+            and self.runner.name != PROPOSE
+        ):
             self.panels.prior.preview(event)
         elif isinstance(event, Preview) and isinstance(event.array, PlacedPreview):
             self._show_preview(event.array)
@@ -186,6 +197,8 @@ class Runs(QObject):
             self._report(end.name, end.error)
         elif end.name == TRAIN:
             self._trained(end)
+        elif end.name == PROPOSE:
+            self._proposed(end)
         elif end.name == RECONSTRUCT and end.how == "done" and wanted is not None:
             self._reconstructed(end.value, wanted)
         elif end.name == RECONSTRUCT:
@@ -193,6 +206,19 @@ class Runs(QObject):
         elif end.how == "done":
             self.said.emit(f"{end.name} done: {end.value}", False)
         self.changed.emit()
+
+    def _proposed(self, end: JobEnd) -> None:
+        ranking = end.value.metrics["ranking"] if end.value is not None else []
+        if end.how != "done" or not ranking:
+            self.panels.prior.about.say("cancelled; the choice stays as it was")
+            return
+        best = ranking[0]
+        if best["prior"] is not None:
+            self.panels.prior.chooser.choose(best["prior"])
+        self.panels.result.solver.choose(best["solver"])
+        listed = ", ".join(f"{entry['name']} {entry['psnr']:.1f} dB" for entry in ranking)
+        self.panels.prior.about.say(f"chosen: {best['name']}", GOOD)
+        self.said.emit(f"on a held-out piece of the reference: {listed}", False)
 
     def _trained(self, end: JobEnd) -> None:
         outcome, panel = end.value, self.panels.prior

@@ -24,7 +24,7 @@ from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
-from napari_invprior.app.runs import RECONSTRUCT, TRAIN, Runs
+from napari_invprior.app.runs import PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
 from napari_invprior.errors import InvPriorError
 
@@ -109,6 +109,7 @@ class Workbench(QWidget):
         prior.cancel_clicked.connect(runner.cancel)
         prior.save_clicked.connect(self._ask_save_prior)
         prior.load_clicked.connect(self._ask_load_prior)
+        prior.suggest_clicked.connect(self.runs.propose)
         result.run_clicked.connect(self.runs.reconstruct)
         result.cancel_clicked.connect(runner.cancel)
         result.again_clicked.connect(self.runs.again)
@@ -172,7 +173,8 @@ class Workbench(QWidget):
         prior.pause.setEnabled(training and runner.state in ("running", "paused"))
         prior.pause.setChecked(runner.state == "paused")
         prior.pause.setText("Resume" if runner.state == "paused" else "Pause")
-        prior.cancel.setEnabled(training and runner.state != "stopping")
+        prior.suggest.setEnabled(idle and not missing and not self.data.problem())
+        prior.cancel.setEnabled(runner.name in (TRAIN, PROPOSE) and runner.state != "stopping")
         prior.restart.setEnabled(idle and prior.prior is not None)
         prior.save.setEnabled(idle and prior.fitted)
         prior.load.setEnabled(idle)

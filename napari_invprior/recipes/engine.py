@@ -22,10 +22,12 @@ from napari_invprior.io.provenance import versions
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.piece import representative_piece
-from napari_invprior.priors.base import Prior
+from napari_invprior.physics.unobserved import Masked
+from napari_invprior.priors.base import Prior, Reference
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.propose import propose_prior
 from napari_invprior.reconstruct.tiles import solve_within_memory
 from napari_invprior.reconstruct.weight import WeightChoice, choose_weight
 from napari_invprior.study.baselines import baselines
@@ -126,6 +128,10 @@ def _run(
         else:
             yield item
     assert problem is not None
+    if recipe.task == "propose":
+        ranking = yield from forward(_propose(problem, should_stop))
+        yield Result(_outcome(problem, (), {"ranking": ranking}, prior, start))
+        return
     prior = yield from forward(_fitted_prior(problem, prior, device, should_stop))
     if recipe.task == "fit" or should_stop():
         if recipe.task != "fit":
@@ -190,6 +196,30 @@ def _fitted_prior(
             prior.fit(problem.references, seed=recipe.seed, should_stop=should_stop)
         )
     yield Result(prior)
+
+
+def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
+    """Rank priors on a held-out piece of the first reference; best first, as plain data.
+
+    The whole reference image serves, whatever was picked on it: the piece must be large enough to
+    score and the rest large enough to learn from.
+    """
+    if not problem.references or problem.physics is None or problem.noise is None:
+        raise InvalidInput("to propose a prior, give an observation and a reference to try it on")
+    physics = problem.physics.physics if isinstance(problem.physics, Masked) else problem.physics
+    if physics.mask is not None:
+        raise InvalidInput("a mask belongs to one image; priors cannot be tried on the reference")
+    whole = Reference(problem.references[0].image)
+    seed = problem.recipe.seed
+    scores = yield from forward(
+        propose_prior(whole, physics, problem.noise, seed=seed, should_stop=should_stop)
+    )
+    yield Result(
+        [
+            {"name": s.name, "psnr": s.psnr, "seconds": s.seconds} | s.candidate.choices()
+            for s in scores
+        ]
+    )
 
 
 def _dimensions(problem: Problem) -> tuple[int, int]:

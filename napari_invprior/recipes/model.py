@@ -16,7 +16,6 @@ from napari_invprior.parameters import Parameters, parameter, validate
 from napari_invprior.sources import Box, Interval, Source
 
 VERSION = 1
-TASKS = ("reconstruct", "fit")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ class Recipe(Parameters):
     """
 
     version: Literal[1] = parameter(VERSION, "Version of this language.")
-    task: Literal["reconstruct", "fit"] = parameter("reconstruct", "What to do.")
+    task: Literal["reconstruct", "fit", "propose"] = parameter(
+        "reconstruct", "Reconstruct, train a prior, or propose one by trying several."
+    )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
     observation: Source | Simulation | None = parameter(None, "The poor image or volume.")
@@ -129,8 +130,8 @@ class Recipe(Parameters):
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
-        if self.task == "reconstruct" and self.observation is None:
-            raise ValueError("task 'reconstruct' needs an observation")
+        if self.task != "fit" and self.observation is None:
+            raise ValueError(f"task {self.task!r} needs an observation")
         if self.task == "fit" and self.prior is None:
             raise ValueError("task 'fit' needs a prior")
         if self.solver.method.cls.needs_prior and self.prior is None:

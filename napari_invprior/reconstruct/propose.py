@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from torch import Tensor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
 from napari_invprior.numerics.metrics import psnr
+from napari_invprior.parameters import Parameters
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior, Reference
 from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.patchnr import PatchNR, PatchNRParameters
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters
 from napari_invprior.reconstruct.total_variation import TotalVariation, TotalVariationParameters
+from napari_invprior.reconstruct.variational import Variational, VariationalParameters
 
 LARGEST_PIECE = {2: 128, 3: 32}
 """Edge of the held-out piece, samples: large enough to score, small enough to be quick."""
@@ -32,8 +36,10 @@ class Candidate:
     ----------
     name : str
         Shown to the user.
-    prior : callable or None
-        Builds an unfitted prior; None for a solver that needs none.
+    prior : type or None
+        Class of the prior; None for a solver that needs none.
+    parameters : Parameters or None
+        Of the prior.
     solver : Solver
         The solver.
     weights : tuple of float
@@ -41,9 +47,28 @@ class Candidate:
     """
 
     name: str
-    prior: Callable[[], Prior] | None
+    prior: type[Prior] | None
+    parameters: Parameters | None
     solver: Solver
     weights: tuple[float, ...]
+
+    def build(self, ndim: int, channels: int) -> Prior | None:
+        """The unfitted prior."""
+        if self.prior is None or self.parameters is None:
+            return None
+        return self.prior(self.parameters, ndim=ndim, channels=channels)
+
+    def choices(self) -> dict[str, dict[str, Any] | None]:
+        """Prior and solver as a recipe names them."""
+        return {
+            "prior": None if self.prior is None else _choice(self.prior, self.parameters),
+            "solver": _choice(type(self.solver), self.solver.parameters),
+        }
+
+
+def _choice(cls: Any, parameters: Parameters | None) -> dict[str, Any]:
+    given = {} if parameters is None else parameters.model_dump(mode="json", exclude_defaults=True)
+    return {"kind": cls.name} | given
 
 
 @dataclass(frozen=True)
@@ -52,8 +77,8 @@ class Score:
 
     Attributes
     ----------
-    name : str
-        Name of the candidate.
+    candidate : Candidate
+        What was tried.
     psnr : float
         dB on the piece without its rim.
     weight : float
@@ -62,38 +87,50 @@ class Score:
         Time for learning and reconstructing.
     """
 
-    name: str
+    candidate: Candidate
     psnr: float
     weight: float
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """Name of the candidate."""
+        return self.candidate.name
 
-def mixture_candidates(ndim: int, channels: int = 1) -> list[Candidate]:
-    """Gaussian mixtures of several sizes, with and without the symmetries of the patch.
+
+def default_candidates(ndim: int) -> list[Candidate]:
+    """The priors that the window compares: mixtures of two sizes and a flow.
 
     Examples
     --------
-    >>> [c.name for c in mixture_candidates(3)][:2]
-    ['50 Gaussians', '50 Gaussians with symmetries']
+    >>> [c.name for c in default_candidates(3)]
+    ['50 Gaussians', '100 Gaussians', 'patchNR for all noise levels']
     """
-    solver = HalfQuadratic(HalfQuadraticParameters())
-    found = []
-    for components in (50, 100, 200) if ndim == 3 else (20, 50, 100):
-        for symmetric in (False, True):
-            parameters = GaussianMixtureParameters(
-                components=components, symmetries="on" if symmetric else "off"
-            )
-            found.append(
-                Candidate(
-                    f"{components} Gaussians{' with symmetries' if symmetric else ''}",
-                    lambda p=parameters: GaussianMixture(  # type: ignore[misc]
-                        p, ndim=ndim, channels=channels
-                    ),
-                    solver,
-                    (0.25, 0.5) if ndim == 3 else (0.1, 0.2),
-                )
-            )
-    return found
+    if ndim == 3:
+        splitting = HalfQuadratic(HalfQuadraticParameters())
+        flow = PatchNRParameters(noise_conditional=True, hidden=96, batch=512, steps=4000)
+        return [
+            *mixture_candidates((50, 100), splitting, (0.25, 0.5)),
+            Candidate("patchNR for all noise levels", PatchNR, flow, splitting, (0.25, 0.5)),
+        ]
+    descent = Variational(VariationalParameters())
+    return [
+        *mixture_candidates((20, 50), descent, (0.003, 0.006)),
+        Candidate("patchNR", PatchNR, PatchNRParameters(), descent, (0.003, 0.006)),
+    ]
+
+
+def mixture_candidates(
+    sizes: Sequence[int], solver: Solver, weights: tuple[float, ...]
+) -> list[Candidate]:
+    """Gaussian mixtures of several sizes (turned patches are added where they help)."""
+    return [
+        Candidate(
+            f"{components} Gaussians", GaussianMixture,
+            GaussianMixtureParameters(components=components), solver, weights,
+        )
+        for components in sizes
+    ]
 
 
 def total_variation_candidates() -> list[Candidate]:
@@ -101,6 +138,7 @@ def total_variation_candidates() -> list[Candidate]:
     return [
         Candidate(
             name,
+            None,
             None,
             TotalVariation(TotalVariationParameters(box=box, iterations=200)),
             TV_WEIGHTS,
@@ -129,7 +167,7 @@ def propose_prior(
     Parameters
     ----------
     candidates : sequence of Candidate, optional
-        `mixture_candidates` by default.
+        `default_candidates` by default.
 
     Yields
     ------
@@ -137,7 +175,7 @@ def propose_prior(
         Progress with the candidate's PSNR, and a `Result` with a list of `Score`, best first.
     """
     if candidates is None:
-        candidates = mixture_candidates(reference.image.ndim - 1, reference.image.shape[0])
+        candidates = default_candidates(reference.image.ndim - 1)
     chosen = [*total_variation_candidates(), *candidates]
     piece, rest = held_out_piece(reference, physics)
     values = rest.image[:, rest.mask]
@@ -158,7 +196,7 @@ def propose_prior(
             if should_stop():
                 yield Result(sorted(scores, key=lambda s: -s.psnr))
                 return
-        scores.append(Score(candidate.name, *best, stage.seconds - begin))
+        scores.append(Score(candidate, *best, stage.seconds - begin))
         yield stage.progress(done + 1, psnr=best[0])
         yield Message(f"{candidate.name}: {best[0]:.2f} dB at weight {best[1]:g}")
     yield Result(sorted(scores, key=lambda s: -s.psnr))
@@ -175,7 +213,7 @@ def _images(
     should_stop: ShouldStop,
 ) -> Iterator[tuple[Event | Tensor, float]]:
     """Learn, then reconstruct with each weight; images among the events of the jobs."""
-    prior = candidate.prior() if candidate.prior is not None else None
+    prior = candidate.build(rest.image.ndim - 1, rest.image.shape[0])
     if prior is not None:
         for event in prior.fit([rest], seed=seed, should_stop=should_stop):
             yield event, 0.0

@@ -150,3 +150,51 @@ def test_pausing_by_key_and_shortcuts(make_napari_viewer, qtbot):
     QTest.keyClick(bench.references.clear, Qt.Key.Key_D, alt)
     assert not bench.references.picker.active, "keys work in the dock as well"
     window.bench.close_down()
+
+
+def test_suggest_chooses_the_winner_and_3d_starts_with_the_mixture(
+    make_napari_viewer, qtbot, monkeypatch
+):
+    from napari_invprior.priors.gmm import GaussianMixture
+    from napari_invprior.reconstruct import propose
+    from napari_invprior.reconstruct.half_quadratic import HalfQuadratic
+
+    solver = HalfQuadratic(HalfQuadratic.Parameters(steps=6))
+    candidates = [
+        propose.Candidate(
+            f"{k} Gaussians", GaussianMixture,
+            GaussianMixture.Parameters(components=k, steps=3), solver, (0.25,),
+        )
+        for k in (1, 3)
+    ]
+    monkeypatch.setattr(propose, "default_candidates", lambda ndim: candidates)
+    monkeypatch.setattr(propose, "total_variation_candidates", list)
+    window = opened(make_napari_viewer, qtbot)
+    bench = window.bench
+    assert bench.prior.chooser.name == "patchnr"
+    window.add("superresolution_3d")
+    assert bench.prior.chooser.name == "gmm"
+    assert bench.result.solver.name == "half_quadratic"
+    pick_by_clicks_3d(window)
+    window.press(bench.prior.suggest)
+    window.wait(60)
+    assert bench.prior.about.text() == "chosen: 3 Gaussians"
+    assert bench.prior.chooser.choice()["components"] == 3
+    assert "1 Gaussians" in bench.message.text()
+    window.press(bench.prior.suggest)
+    window.press(bench.prior.cancel)
+    window.wait(5)
+    assert bench.prior.chooser.choice()["components"] == 3
+    window.bench.close_down()
+
+
+def pick_by_clicks_3d(window):
+    """One real click on the middle slice of the reference volume."""
+    image = window.bench.references.layer
+    window.press(window.bench.references.pick)
+    middle = [n / 2 for n in image.data.shape]
+    window.viewer.dims.set_point(0, image.data_to_world(middle)[0])
+    window.settle()
+    window.click(image.data_to_world(middle))
+    window.press(window.bench.references.pick)
+    window.settle()
