@@ -112,10 +112,14 @@ class PatchGrid:
         shape = (channels * math.prod(self.patch), batch * self.count)
         if out is None:
             out = x.new_empty(shape)
-        view = out.view(channels, *self.patch, batch, *self.counts)
-        source = x.transpose(0, 1)
+        # NumPy's block copies are faster than torch's (its additions are not: see `adjoint`).
+        plain = all(_is_plain(t) for t in (x, out))
+        view: Any = out.view(channels, *self.patch, batch, *self.counts)
+        source: Any = x.transpose(0, 1)
+        if plain:
+            view, source = view.numpy(), source.numpy()
         for inner, window in self._windows():
-            view[(slice(None), *inner)].copy_(source[(slice(None), slice(None), *window)])  # type: ignore[index]
+            view[(slice(None), *inner)] = source[(slice(None), slice(None), *window)]
         return out
 
     def buffer(self, x: Tensor) -> Tensor:
@@ -143,10 +147,10 @@ class PatchGrid:
             out = patches.new_zeros((batch, channels, *self.space))
         else:
             out.zero_()
-        target = out.transpose(0, 1)
-        view = patches.reshape(channels, *self.patch, batch, *self.counts)
+        target: Any = out.transpose(0, 1)
+        view: Any = patches.reshape(channels, *self.patch, batch, *self.counts)
         for inner, window in self._windows():
-            target[(slice(None), slice(None), *window)] += view[(slice(None), *inner)]  # type: ignore[index]
+            target[(slice(None), slice(None), *window)] += view[(slice(None), *inner)]
         return out
 
     def multiplicity(self, **options: Any) -> Tensor:
@@ -168,6 +172,12 @@ class PatchGrid:
                 f"{', '.join(map(str, self.space))})"
             )
         return x.shape[0], x.shape[1]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether NumPy can look at the tensor's memory and no gradient is recorded."""
+    on_host = tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
+    return on_host and not tensor.requires_grad
 
 
 def random_offset(

@@ -195,7 +195,7 @@ def test_the_proposed_prior_is_the_one_that_wins_in_earnest(show: Show) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bin 3", "grey"])
-def test_the_flow_for_all_noise_levels_beats_tv_and_meets_the_mixture(kind: str, show: Show) -> None:
+def test_the_noise_conditional_flow_beats_tv_and_meets_the_mixture(kind: str, show: Show) -> None:
     x, physics = volume(kind, 1)[None], operator(boundary="circular")
     y, reference = observed(x, physics), volume(kind, 0)
     parameters = PatchNRParameters(noise_conditional=True, hidden=96, batch=512, steps=4000)
