@@ -21,6 +21,8 @@ from napari_invprior.numerics.mixture import MixtureDensity
 
 MIXTURE_COMPONENTS, MIXTURE_PATCHES, MIXTURE_STEPS = 20, 6000, 8
 """The mixture that gives a level to beat: small enough to be fitted in a second."""
+NOISE_LEVELS = 9
+"""Noise levels at which a noise-conditional density is judged, evenly in the logarithm."""
 WINDOW, GAIN = 5, 0.2
 """Training is flat when this many evaluations gain less than this (nats)."""
 OVERFIT = 5.0
@@ -50,8 +52,8 @@ class Judge:
         last one minus that of training patches, nats.
     gaussian : float
         The held-out figure of the full-covariance Gaussian fitted to the training patches, nats.
-    mixture : float or None
-        That of a small mixture of Gaussians; None for a noise-conditional density.
+    mixture : float
+        That of a small mixture of Gaussians.
 
     Examples
     --------
@@ -72,10 +74,9 @@ class Judge:
         gaussian = Whitening.fit(draws.train.T)
         held_out, levels = self._held_out
         self.gaussian = float(gaussian.potential(held_out, levels).mean())
-        self.mixture: float | None = None
-        if levels is None:
-            columns = self._choose(draws.train, MIXTURE_PATCHES, generator)[0]
-            self.mixture = mixture_level(columns, held_out, generator)
+        order = torch.randperm(len(draws.train), generator=generator)[:MIXTURE_PATCHES]
+        columns = draws.train[order.to(draws.train.device)].T.contiguous()
+        self.mixture = mixture_level(columns, held_out, levels, generator)
         self.held_out = self.best = math.inf
         self.gap = 0.0
         self._history: list[float] = []
@@ -85,14 +86,15 @@ class Judge:
     ) -> tuple[Tensor, Tensor | None]:
         """Some patches as columns and, for a noise-conditional density, made noisy: the levels.
 
-        The levels are spread evenly in the logarithm over the trained range.
+        There are `NOISE_LEVELS` of them, over the trained range.
         """
         order = torch.randperm(len(rows), generator=generator)[:count].to(rows.device)
         patches = rows[order].T.contiguous()
         if self.trial.noise_range is None:
             return patches, None
         low, high = self.trial.noise_range
-        levels = low * (high / low) ** torch.linspace(0, 1, len(order), device=rows.device)
+        steps = torch.arange(len(order), device=rows.device) % NOISE_LEVELS / (NOISE_LEVELS - 1)
+        levels = low * (high / low) ** steps
         noise = torch.randn(patches.shape, generator=generator).to(patches)
         return patches + noise * levels, levels
 
@@ -115,8 +117,7 @@ class Judge:
 
     def levels(self) -> dict[str, float]:
         """The levels to plot."""
-        levels = {"held_out": self.held_out, "gaussian": self.gaussian}
-        return levels if self.mixture is None else levels | {"gmm": self.mixture}
+        return {"held_out": self.held_out, "gaussian": self.gaussian, "gmm": self.mixture}
 
     def overfit_text(self) -> str:
         """Why more training would not help."""
@@ -128,12 +129,19 @@ class Judge:
 
     def verdict(self) -> str:
         """The figures in one clause."""
-        text = f"held-out {self.best:.1f} nats per patch, Gaussian {self.gaussian:.1f}"
-        return text if self.mixture is None else f"{text}, mixture {self.mixture:.1f}"
+        return (
+            f"held-out {self.best:.1f} nats per patch, Gaussian {self.gaussian:.1f}, mixture "
+            f"{self.mixture:.1f}"
+        )
 
 
-def mixture_level(train: Tensor, held_out: Tensor, generator: torch.Generator) -> float:
-    """Held-out figure of a small full-covariance mixture fitted to ``train`` (d, N), nats."""
+def mixture_level(
+    train: Tensor, held_out: Tensor, levels: Tensor | None, generator: torch.Generator
+) -> float:
+    """Held-out figure of a small full-covariance mixture fitted to ``train`` (d, N), nats.
+
+    With noise ``levels`` of the held-out patches each of them meets the mixture plus its noise.
+    """
     components = max(1, min(MIXTURE_COMPONENTS, train.shape[1] // (4 * train.shape[0])))
     _, spread = covariance(train)
     regularisation = Regularisation(0.05 * spread, 5.0, 1e-5)
@@ -144,4 +152,10 @@ def mixture_level(train: Tensor, held_out: Tensor, generator: torch.Generator) -
         for _ in moments.add(train):
             pass
         mixture = moments.update(regularisation)
-    return float(MixtureDensity(mixture, dtype=held_out.dtype).potential(held_out).mean())
+    variances = torch.zeros(1) if levels is None else levels.unique().square()
+    total = 0.0
+    for variance in variances.tolist():
+        seen = held_out if levels is None else held_out[:, levels.square() == variance]
+        density = MixtureDensity(mixture, variance, held_out.dtype)
+        total += float(density.potential(seen).sum())
+    return total / held_out.shape[1]

@@ -1,13 +1,12 @@
 """The coupling flow by hand: potential, its gradient and the weight gradient, without autograd.
 
-What makes it fast on a CPU: columns in blocks that stay in cache, buffers made once, one matrix
-product per layer (the bias rides along as a row of ones), in-place point operations, no gradient
-for frozen weights, and one flat vector for the weight gradient.
+What makes it fast on a CPU: columns in blocks that stay in cache, buffers and views made once, one
+matrix product per layer (the bias rides along as a row of ones), in-place point operations, no
+gradient for frozen weights, and one flat vector for the weight gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +14,141 @@ from torch import Tensor
 
 from napari_invprior.networks.coupling import CLAMP, SLOPE, CouplingFlow, SubNet
 
+FEW_COLUMNS = 64
+"""Up to here the products of columns stored one after the other are faster (by up to two)."""
 _relu_back = torch.ops.aten.threshold_backward.grad_input
 
 
-@dataclass
-class _Half:
-    """Buffers of one half step ``u = (v - t) exp(-s)``; ``hidden*`` end with a row of ones."""
+class _SquareLayer:
+    """The ``h x h`` layer of a sub-net, nearly all of its arithmetic."""
 
-    hidden1: Tensor
-    hidden2: Tensor
-    out: Tensor
-    s: Tensor
-    decay: Tensor
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix, self._transposed = matrix, matrix[:, :-1].T
+
+    def refresh(self) -> None:
+        """Take the present weights over."""
+
+    def forward(self, hidden: Tensor, out: Tensor) -> None:
+        """From ``hidden`` with its row of ones."""
+        torch.mm(self._matrix, hidden, out=out)
+
+    def backward(self, g: Tensor, out: Tensor) -> None:
+        torch.mm(self._transposed, g, out=out)
 
 
-@dataclass
+class _LowSquareLayer(_SquareLayer):
+    """The same in a short type, through buffers of it: (h + 1, columns) and (h, columns)."""
+
+    def __init__(self, matrix: Tensor, given: Tensor, made: Tensor) -> None:
+        super().__init__(matrix.to(given.dtype))
+        self._weights, self._in, self._out = matrix, given, made
+
+    def refresh(self) -> None:
+        self._matrix.copy_(self._weights)
+
+    def forward(self, hidden: Tensor, out: Tensor) -> None:
+        self._in.copy_(hidden)
+        out.copy_(torch.mm(self._matrix, self._in, out=self._out))
+
+    def backward(self, g: Tensor, out: Tensor) -> None:
+        self._in[:-1].copy_(g)
+        out.copy_(torch.mm(self._transposed, self._in[:-1], out=self._out))
+
+
+class _HalfStep:
+    """One half step ``u = (v - t) exp(-s)`` of a block, ``(s, t)`` being the sub-net of ``read``.
+
+    Parameters
+    ----------
+    net, gradient : SubNet
+        Weights, and where their gradient goes (None for frozen weights).
+    square : _SquareLayer
+        The middle layer of ``net``.
+    v, u, read, angle : Tensor
+        Data, latent, rows that the sub-net sees (the last one is of ones), and
+        ``atan(raw / CLAMP)``, which is the log-scale up to a constant.
+    hidden : tuple of Tensor
+        Two hidden layers (h + 1, columns) that end with a row of ones, raw scales and shifts
+        ``(2 rows of v, columns)``, and ``exp(-s)``.
+    g, g_read : Tensor
+        Where `backward` finds d/du and leaves d/dv, and where it adds what reaches ``read``.
+    scratch : tuple of Tensor
+        Two (h, columns) buffers and one (rows of v or more, columns), for all half steps.
+    """
+
+    def __init__(
+        self,
+        net: SubNet,
+        gradient: SubNet | None,
+        square: _SquareLayer,
+        v: Tensor,
+        u: Tensor,
+        read: Tensor,
+        angle: Tensor,
+        hidden: tuple[Tensor, Tensor, Tensor, Tensor],
+        g: Tensor,
+        g_read: Tensor,
+        scratch: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        self._net, self._gradient, self._square = net, gradient, square
+        self._v, self._u, self._read, self._angle = v, u, read, angle
+        self._full1, self._full2, self._out, self._decay = hidden
+        self._hidden1, self._hidden2 = self._full1[:-1], self._full2[:-1]
+        self._raw, self._shift = self._out[: len(v)], self._out[len(v) :]
+        self._g, self._g_read = g, g_read
+        self._g2, self._g1, self._change = *scratch[:2], scratch[2][: len(v)]
+        self._third, self._first = net.third[:, :-1].T, net.first[:, : len(g_read)].T
+        self._columns2, self._columns1 = self._full2.T, self._full1.T
+        self._columns0 = read.T
+        # Python numbers would be made tensors of this type in each call.
+        self._unclamp, self._fall = v.new_tensor(1 / CLAMP), v.new_tensor(-CLAMP * SLOPE)
+        self._one = v.new_tensor(1.0)
+
+    def forward(self) -> None:
+        """Fill ``u`` and ``angle``."""
+        torch.mm(self._net.first, self._read, out=self._hidden1)
+        self._hidden1.relu_()
+        self._square.forward(self._full1, self._hidden2)
+        self._hidden2.relu_()
+        torch.mm(self._net.third, self._full2, out=self._out)
+        torch.atan(self._raw.mul_(self._unclamp), out=self._angle)
+        torch.mul(self._angle, self._fall, out=self._decay).exp_()
+        torch.sub(self._v, self._shift, out=self._u).mul_(self._decay)
+
+    def backward(self, weight: Tensor) -> None:
+        """Turn ``g`` from d/du into d/dv of the potential times ``weight / SLOPE``.
+
+        Spoils what `forward` left.
+        """
+        raw, g2, g1 = self._raw, self._g2, self._g1
+        # d/ds = weight - g u, and ds/draw = SLOPE / (1 + (raw / CLAMP)^2); raw is divided already.
+        torch.addcmul(weight, self._g, self._u, value=-SLOPE, out=self._change)
+        torch.div(self._change, torch.addcmul(self._one, raw, raw, out=raw), out=raw)
+        torch.neg(self._g.mul_(self._decay), out=self._shift)
+        torch.mm(self._third, self._out, out=g2)
+        _relu_back(g2, self._hidden2, 0, grad_input=g2)
+        self._square.backward(g2, g1)
+        _relu_back(g1, self._hidden1, 0, grad_input=g1)
+        self._g_read.addmm_(self._first, g1)
+        if self._gradient is not None:
+            torch.mm(self._out, self._columns2, out=self._gradient.third)
+            torch.mm(g2, self._columns1, out=self._gradient.second)
+            torch.mm(g1, self._columns0, out=self._gradient.first)
+
+
 class _Block:
-    """Buffers of one block; rows of ``v``: second half, first half, condition, ones."""
+    """One coupling block: permuted data ``v``, latent ``u``, and the two half steps between.
 
-    v: Tensor
-    u: Tensor
-    second: _Half
-    first: _Half
+    Rows of ``v``: second half, first half, condition, ones; of ``u``: first half, second half,
+    condition, ones. So each sub-net reads one slice.
+    """
+
+    def __init__(self, v: Tensor, u: Tensor, rows: Tensor, order: Tensor) -> None:
+        self.v, self.u, self.rows, self.order = v, u, rows, order
+        dim = len(rows)
+        self.data, self.latent = v[:dim], u[:dim]
+        self.conditions = (v[dim:-1], u[dim:-1])
+        self.steps: list[_HalfStep] = []
 
 
 class FlowKernel:
@@ -79,77 +191,86 @@ class FlowKernel:
         keep: bool = True,
         low: torch.dtype | None = None,
     ) -> None:
-        self.flow, self.columns, self.gradient, self.low = flow, columns, gradient, low
+        self._flow, self._columns = flow, columns
         weights = flow.weights if weights is None else weights
-        self._nets = flow.nets(weights)
-        self._grads = None if gradient is None else flow.nets(gradient)
-        self._low_nets: dict[int, Tensor] = {}
         self._options: dict[str, Any] = {"dtype": weights.dtype, "device": weights.device}
-        self._split = flow.dim - flow.first_half
-        self._orders = self._row_orders()
-        self._log_scales = torch.empty(flow.blocks * flow.dim, columns, **self._options)
-        self._blocks = self._allocate(keep)
-        self._g2 = torch.empty(flow.hidden, columns, **self._options)
-        self._g1 = torch.empty_like(self._g2)
-        self._g = torch.empty(flow.dim, columns, **self._options)
-        self._g_next = torch.empty_like(self._g)
-        self._product = torch.empty(max(flow.first_half, self._split), columns, **self._options)
-        if low is not None:
-            self._low_in = torch.ones(flow.hidden + 1, columns, dtype=low, device=weights.device)
-            self._low_out = torch.empty_like(self._low_in[1:])
+        self._angles = self._buffer(flow.blocks * flow.dim)
+        self._gradients = (self._buffer(flow.dim), self._buffer(flow.dim))
+        self._squares: list[_SquareLayer] = []
+        self._blocks = self._build(weights, gradient, keep, low)
 
-    def _row_orders(self) -> list[Tensor]:
-        """Per block: the rows of its input that make up ``v``, second half first."""
-        undo = [torch.argsort(order) for order in self.flow.permutations]
-        return [torch.cat((u[self.flow.first_half :], u[: self.flow.first_half])) for u in undo]
+    def _buffer(self, rows: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Ones (rows, columns); few columns lie one after the other, many side by side."""
+        options = self._options if dtype is None else self._options | {"dtype": dtype}
+        if self._columns <= FEW_COLUMNS:
+            return torch.ones(self._columns, rows, **options).T
+        return torch.ones(rows, self._columns, **options)
 
-    def _allocate(self, keep: bool) -> list[_Block]:
-        flow, n = self.flow, self.columns
-        rows = iter(self._log_scales.split([self._split, flow.first_half] * flow.blocks))
-        shared: dict[int, _Half] = {}
+    def _build(
+        self, weights: Tensor, gradient: Tensor | None, keep: bool, low: torch.dtype | None
+    ) -> list[_Block]:
+        flow = self._flow
+        first, second = flow.first_half, flow.dim - flow.first_half
+        nets = flow.nets(weights)
+        grads = [(None, None)] * flow.blocks if gradient is None else flow.nets(gradient)
+        angles = iter(self._angles.split([second, first] * flow.blocks))
+        scratch = (self._buffer(flow.hidden), self._buffer(flow.hidden), self._buffer(second))
+        short = () if low is None else tuple(self._buffer(flow.hidden + i, low) for i in (1, 0))
+        shared: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
-        def half(size: int) -> _Half:
+        def hidden(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             if keep or size not in shared:
-                shared[size] = _Half(
-                    torch.ones(flow.hidden + 1, n, **self._options),
-                    torch.ones(flow.hidden + 1, n, **self._options),
-                    torch.empty(2 * size, n, **self._options),
-                    torch.empty(0),
-                    torch.empty(size, n, **self._options),
-                )
-            made = shared[size]
-            return _Half(made.hidden1, made.hidden2, made.out, next(rows), made.decay)
+                layers = (self._buffer(flow.hidden + 1), self._buffer(flow.hidden + 1))
+                shared[size] = (*layers, self._buffer(2 * size), self._buffer(size))
+            return shared[size]
 
-        def state() -> Tensor:
-            return torch.ones(flow.dim + flow.condition + 1, n, **self._options)
+        def square(net: SubNet) -> _SquareLayer:
+            made = _LowSquareLayer(net.second, *short) if short else _SquareLayer(net.second)
+            self._squares.append(made)
+            return made
 
-        return [
-            _Block(state(), state(), half(self._split), half(flow.first_half))
-            for _ in range(flow.blocks)
-        ]
+        blocks = []
+        for index, order in enumerate(flow.permutations):
+            undo = torch.argsort(order)
+            size = flow.dim + flow.condition + 1
+            v, u = self._buffer(size), self._buffer(size)
+            block = _Block(v, u, torch.cat((undo[first:], undo[:first])), order)
+            u1, u2 = block.latent[:first], block.latent[first:]
+            v2, v1 = block.data[:second], block.data[second:]
+            g1, g2 = self._gradients[index % 2].split([first, second])
+            (net1, net2), (grad1, grad2) = nets[index], grads[index]
+            block.steps = [
+                _HalfStep(
+                    net2, grad2, square(net2), v2, u2, v[second:], next(angles),
+                    hidden(second), g2, g1, scratch,
+                ),
+                _HalfStep(
+                    net1, grad1, square(net1), v1, u1, u[first:], next(angles),
+                    hidden(first), g1, g2, scratch,
+                ),
+            ]
+            blocks.append(block)
+        return blocks
 
     def latent(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Data to latent; a view of a buffer, valid until the next pass: (dim, columns)."""
-        dim, split = self.flow.dim, self._split
-        if self.low is not None:
-            nets = [net for pair in self._nets for net in pair]
-            self._low_nets = {id(net): net.second.to(self.low) for net in nets}
-        for index in range(self.flow.blocks - 1, -1, -1):
-            block, (net1, net2) = self._blocks[index], self._nets[index]
-            torch.index_select(x, 0, self._orders[index], out=block.v[:dim])
+        for layer in self._squares:
+            layer.refresh()
+        for block in reversed(self._blocks):
+            torch.index_select(x, 0, block.rows, out=block.data)
             if condition is not None:
-                block.v[dim:-1], block.u[dim:-1] = condition, condition
-            # u holds (first half, second half): the sub-net of either half reads one slice.
-            u1, u2 = block.u[: dim - split], block.u[dim - split : dim]
-            self._half(net2, block.second, block.v[split:], block.v[:split], u2)
-            self._half(net1, block.first, block.u[dim - split :], block.v[split:dim], u1)
-            x = block.u[:dim]
+                for rows in block.conditions:
+                    rows.copy_(condition)
+            for step in block.steps:
+                step.forward()
+            x = block.latent
         return x
 
     def potential(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``|z|^2/2 - log|det dz/dx|`` of each column: (columns,)."""
         z = self.latent(x, condition)
-        return torch.linalg.vecdot(z, z, dim=0).mul_(0.5).add_(self._log_scales.sum(0))
+        log_scale = self._angles.sum(0).mul_(CLAMP * SLOPE)
+        return torch.linalg.vecdot(z, z, dim=0).mul_(0.5).add_(log_scale)
 
     def backward(self, weight: float = 1.0) -> Tensor:
         """Gradient of ``weight * potential.sum()`` with respect to the columns just passed.
@@ -157,73 +278,11 @@ class FlowKernel:
         Writes the weight gradient to ``gradient`` where there is one. The result is a buffer,
         valid until the next pass: (dim, columns).
         """
-        dim, split = self.flow.dim, self._split
-        g, other = self._g, self._g_next
-        torch.mul(self._blocks[0].u[:dim], weight, out=g)
-        for index, (block, (net1, net2)) in enumerate(zip(self._blocks, self._nets, strict=True)):
-            grads = (None, None) if self._grads is None else self._grads[index]
-            g1, g2 = g[: dim - split], g[dim - split :]
-            u1, u2 = block.u[: dim - split], block.u[dim - split :]
-            self._half_back(net1, block.first, u2, u1, g1, g2, weight, grads[0])
-            read = block.v[split:]
-            self._half_back(net2, block.second, read, u2[:split], g2, g1, weight, grads[1])
-            torch.index_select(g, 0, self.flow.permutations[index], out=other)
-            g, other = other, g
-        return g
-
-    def _half(self, net: SubNet, half: _Half, read: Tensor, v: Tensor, u: Tensor) -> None:
-        hidden = self.flow.hidden
-        torch.mm(net.first, read, out=half.hidden1[:hidden])
-        half.hidden1[:hidden].relu_()
-        self._square(net, half.hidden1, half.hidden2[:hidden])
-        half.hidden2[:hidden].relu_()
-        torch.mm(net.third, half.hidden2, out=half.out)
-        raw, shift = half.out[: len(v)], half.out[len(v) :]
-        torch.atan(raw.mul_(1 / CLAMP), out=half.s).mul_(CLAMP * SLOPE)
-        torch.neg(half.s, out=half.decay).exp_()
-        torch.sub(v, shift, out=u).mul_(half.decay)
-
-    def _half_back(
-        self,
-        net: SubNet,
-        half: _Half,
-        read: Tensor,
-        u: Tensor,
-        g: Tensor,
-        g_read: Tensor,
-        weight: float,
-        grad: SubNet | None,
-    ) -> None:
-        """Turn ``g`` from d/du into d/dv, and add what flows through the sub-net to ``g_read``."""
-        hidden, size = self.flow.hidden, len(u)
-        raw, shift = half.out[:size], half.out[size:]
-        # d/ds = weight - g u, and ds/draw = SLOPE / (1 + (raw / CLAMP)^2); raw is divided already.
-        change = torch.mul(g, u, out=self._product[:size]).sub_(weight).mul_(-SLOPE)
-        torch.div(change, raw.square_().add_(1), out=raw)
-        torch.neg(g.mul_(half.decay), out=shift)
-        torch.mm(net.third[:, :hidden].T, half.out, out=self._g2)
-        _relu_back(self._g2, half.hidden2[:hidden], 0, grad_input=self._g2)
-        self._square_back(net)
-        _relu_back(self._g1, half.hidden1[:hidden], 0, grad_input=self._g1)
-        g_read.addmm_(net.first[:, : len(g_read)].T, self._g1)
-        if grad is not None:
-            torch.mm(half.out, half.hidden2.T, out=grad.third)
-            torch.mm(self._g2, half.hidden1.T, out=grad.second)
-            torch.mm(self._g1, read.T, out=grad.first)
-
-    def _square(self, net: SubNet, hidden: Tensor, out: Tensor) -> None:
-        """The ``h x h`` layer, in the low type where one is chosen."""
-        if self.low is None:
-            torch.mm(net.second, hidden, out=out)
-            return
-        self._low_in.copy_(hidden)
-        out.copy_(torch.mm(self._low_nets[id(net)], self._low_in, out=self._low_out))
-
-    def _square_back(self, net: SubNet) -> None:
-        hidden = self.flow.hidden
-        if self.low is None:
-            torch.mm(net.second[:, :hidden].T, self._g2, out=self._g1)
-            return
-        self._low_in[:hidden].copy_(self._g2)
-        matrix = self._low_nets[id(net)][:, :hidden].T
-        self._g1.copy_(torch.mm(matrix, self._low_in[:hidden], out=self._low_out))
+        torch.mul(self._blocks[0].latent, weight, out=self._gradients[0])
+        scaled = self._angles.new_tensor(SLOPE * weight)
+        for index, block in enumerate(self._blocks):
+            for step in reversed(block.steps):
+                step.backward(scaled)
+            g, following = self._gradients[index % 2], self._gradients[1 - index % 2]
+            torch.index_select(g, 0, block.order, out=following)
+        return following

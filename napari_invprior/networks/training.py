@@ -59,6 +59,13 @@ class Trainer:
     seed : int
         Seed of the draws.
 
+    Attributes
+    ----------
+    taken, steps : int
+        Steps taken, and steps in all.
+    factor : float
+        What divergence has left of the step size.
+
     Examples
     --------
     >>> from napari_invprior.networks.coupling import CouplingFlow
@@ -81,7 +88,8 @@ class Trainer:
     ) -> None:
         self.density, self.rows, self.training = density, rows, training
         self.symmetries = None if symmetries is None else symmetries.to(rows.device)
-        self.taken, self.factor, self._halvings = 0, 1.0, 0
+        self.taken, self.steps, self.factor, self._halvings = 0, training.steps, 1.0, 0
+        self._settled = (0, 0.0)
         self._first: float | None = None
         self._random = torch.Generator(rows.device).manual_seed(seed)
         self._weights = torch.nn.Parameter(density.flow.weights.clone())
@@ -123,10 +131,26 @@ class Trainer:
         peak = self.factor * self.training.learning_rate
         if not self.training.one_cycle:
             return peak
-        share = min(1.0, step / max(1, self.training.steps - 1))
+        share = self._share(step)
         if share < _WARM_UP:
             return peak * _cosine(_FIRST_RATE, 1.0, share / _WARM_UP)
         return peak * _cosine(1.0, _LAST_RATE, (share - _WARM_UP) / (1 - _WARM_UP))
+
+    def settle(self, steps: int) -> bool:
+        """End in ``steps`` steps: the rate falls from here to its last value in that time.
+
+        A constant rate, and one that ends as soon anyway, stay as they are; false then.
+        """
+        if not self.training.one_cycle or self.taken + steps >= self.steps:
+            return False
+        self._settled = self.taken, max(self._share(self.taken), _WARM_UP)
+        self.steps = self.taken + steps
+        return True
+
+    def _share(self, step: int) -> float:
+        """Place of ``step`` on the one-cycle, 0 to 1."""
+        since, share = self._settled
+        return share + (1 - share) * min(1.0, (step - since) / max(1, self.steps - 1 - since))
 
     def mark_good(self) -> None:
         """Remember the present weights as the place to roll back to."""

@@ -113,10 +113,12 @@ class PatchPrior(Prior):
     ) -> None:
         super().__init__(parameters, ndim=ndim, channels=channels, device=device)
         size = parameters.patch_size
-        if size is None:
-            size = 6 if ndim == 2 else 4
-        self.patch = edges(size, ndim)
+        self.patch = edges(self.usual_edge() if size is None else size, ndim)
         self.joint_channels = channels if parameters.channels == "joint" else 1
+
+    def usual_edge(self) -> int:
+        """Patch edge where none is given, px."""
+        return 6 if self.ndim == 2 else 4
 
     @property
     def dim(self) -> int:

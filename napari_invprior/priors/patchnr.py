@@ -29,6 +29,8 @@ NOISE_RANGE = (0.01, 0.3)
 FEWEST, USABLE, GOOD = 100, 2000, 10000
 _MOST_NUMBERS = 2**26
 _EVALUATE_EVERY, _RAREST = 100, 1000
+_SETTLE = 5
+"""A training that gains no more ends with a falling step in this part of the planned steps."""
 _PREVIEW_SECONDS, _PREVIEW_PATCHES = 2.0, 64
 _TURNED = 160_000
 _LOW = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,20 +53,26 @@ class Plan:
     symmetries: Literal["auto", "on", "off"]
     average: float
     stop_early: bool
+    noise_conditional: bool | None
+    """Whether one flow learns all noise levels; in 3D only when None."""
 
 
 PRESETS = {
-    "fast": Plan(64, 8, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True),
-    "good": Plan(128, 10, 512, 6000, 3e-3, True, True, 0.0, "auto", 0.998, True),
-    "paper": Plan(512, 5, 32, 750_000, 1e-4, False, False, 0.0, "off", 0.0, False),
+    "fast": Plan(64, 8, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True, None),
+    "good": Plan(128, 8, 512, 12_000, 3e-3, True, True, 0.0, "auto", 0.998, True, True),
+    "paper": Plan(512, 5, 32, 750_000, 1e-4, False, False, 0.0, "off", 0.0, False, False),
 }
+GOOD_EDGE = 8
+"""Patch edge of the preset ``good`` in 2D: a density of all noise levels bears larger patches."""
 
 
 class PatchNRParameters(Parameters):
     """What can be chosen for a patchNR; empty fields follow the preset."""
 
     patch_size: Edge | tuple[Edge, ...] | None = parameter(
-        None, "Patch edge, one number or one per axis; empty is 6 in 2D and 4 in 3D.", unit="px"
+        None,
+        "Patch edge, one number or one per axis; empty is 6 in 2D (8 for preset good), 4 in 3D.",
+        unit="px",
     )
     channels: Literal["separate", "joint"] = parameter(
         "separate", "Channels as images of their own, or all in one patch.", advanced=True
@@ -95,10 +103,13 @@ class PatchNRParameters(Parameters):
         None, "Decay per step of the weight average; 0 for none.", ge=0, lt=1, advanced=True
     )
     stop_early: bool | None = parameter(
-        None, "Stop when the held-out fit no longer improves.", advanced=True
+        None, "Finish when the held-out fit no longer improves.", advanced=True
     )
-    noise_conditional: bool = parameter(
-        False, "Learn the density for all noise levels from 0.01 to 0.3.", advanced=True
+    noise_conditional: bool | None = parameter(
+        None,
+        "Learn the density for all noise levels from 0.01 to 0.3, as half-quadratic splitting "
+        "needs it; empty: for preset good, and in 3D for preset fast.",
+        advanced=True,
     )
     precision: Literal["float32", "bfloat16", "float16"] = parameter(
         "float32", "Type of the large products; the short ones need hardware for it.", advanced=True
@@ -131,6 +142,8 @@ class PatchNR(PatchPrior):
 
     Attributes
     ----------
+    noise_conditional : bool
+        Whether one flow holds the densities of all noise levels in `NOISE_RANGE`.
     sigma : float or None
         Noise level at which a noise-conditional prior is evaluated where none is given, grey; the
         smallest trained level when None.
@@ -163,9 +176,15 @@ class PatchNR(PatchPrior):
     ) -> None:
         super().__init__(parameters, ndim=ndim, channels=channels, device=device)
         self.plan = parameters.plan()
+        wanted = self.plan.noise_conditional
+        self.noise_conditional = ndim == 3 if wanted is None else wanted
         self.sigma: float | None = None
         self._density: PatchDensity | None = None
         self._low = _LOW[parameters.precision]
+
+    def usual_edge(self) -> int:
+        good_image = self.parameters.preset == "good" and self.ndim == 2
+        return GOOD_EDGE if good_image else super().usual_edge()
 
     @property
     def is_fitted(self) -> bool:
@@ -200,7 +219,7 @@ class PatchNR(PatchPrior):
 
         Needs a noise-conditional prior, because the density of the *noisy* patches is meant.
         """
-        if not self.parameters.noise_conditional:
+        if not self.noise_conditional:
             raise InvalidInput("denoising needs a prior trained with noise_conditional = true")
         return patches - sigma**2 * self.potential_and_grad(patches, sigma)[1]
 
@@ -245,8 +264,9 @@ class PatchNR(PatchPrior):
         every = min(_RAREST, max(_EVALUATE_EVERY, plan.steps // 40))
         stage, seen, why = Stage("train", plan.steps), _PREVIEW_SECONDS / 2, "all steps done"
         loss, halved, warned = math.nan, trainer.factor, False
+        settling = False
         try:
-            while trainer.taken < plan.steps:
+            while trainer.taken < trainer.steps:
                 value, factor = trainer.step(), trainer.factor
                 if factor < halved:
                     halved = factor
@@ -262,9 +282,13 @@ class PatchNR(PatchPrior):
                     if judge.gap > OVERFIT and not warned:
                         warned = True
                         yield Message(judge.overfit_text(), "warning")
-                    if self.plan.stop_early and judge.is_flat():
+                    if self.plan.stop_early and not settling and judge.is_flat():
                         why = "no further gain on held-out patches"
-                        break
+                        # The last gain comes from the falling step; it is not forgone.
+                        settling = judge.gap <= OVERFIT and trainer.settle(plan.steps // _SETTLE)
+                        if not settling:
+                            break
+                        stage.total = trainer.steps
                 if should_stop():
                     why = "stopped by you"
                     break
@@ -323,7 +347,7 @@ class PatchNR(PatchPrior):
         return "a region of " + " x ".join(str(edge + p - 1) for p in self.patch) + " px"
 
     def _fresh(self, draws: Draws, seed: int) -> PatchDensity:
-        plan, conditional = self.plan, self.parameters.noise_conditional
+        plan, conditional = self.plan, self.noise_conditional
         whitening = None
         if plan.whiten:
             variance = 0.0 if conditional else plan.noise**2
@@ -331,7 +355,7 @@ class PatchNR(PatchPrior):
         return self._skeleton(seed, whitening)
 
     def _skeleton(self, seed: int, whitening: Whitening | None) -> PatchDensity:
-        plan, conditional = self.plan, self.parameters.noise_conditional
+        plan, conditional = self.plan, self.noise_conditional
         flow = CouplingFlow(
             self.dim,
             plan.hidden,

@@ -94,7 +94,7 @@ class HalfQuadratic(Solver):
 
     Parameters = HalfQuadraticParameters
     parameters: HalfQuadraticParameters
-    automatic_weights = (1.0, 0.5, 0.25, 0.125)
+    automatic_weights = (0.4, 0.2, 0.1)
 
     def solve(
         self,

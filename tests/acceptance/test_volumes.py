@@ -14,6 +14,7 @@ from napari_invprior.jobs import run
 from napari_invprior.numerics.metrics import psnr
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
+from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
@@ -23,6 +24,7 @@ from napari_invprior.reconstruct.propose import (
     Candidate,
     propose_prior,
 )
+from napari_invprior.reconstruct.weight import choose_weight
 from napari_invprior.samples import binary_volume, grey_volume
 from napari_invprior.study.baselines import best_total_variation
 
@@ -192,6 +194,27 @@ def test_the_proposed_prior_is_the_one_that_wins_in_earnest(show: Show) -> None:
         "total variation in the references' range": total_variation_levels("bin 3", 1)[1],
     }
     assert sorted(earnest, key=lambda n: -earnest[n]) == [n for n in names if n in earnest]
+
+
+@pytest.mark.parametrize("kind", ["bin 2", "bin 3", "grey"])
+def test_automatic_weight(kind: str, show: Show) -> None:
+    x, physics = volume(kind, 1)[None], operator(boundary="circular")
+    y, prior = observed(x, physics), learned(volume(kind, 0))
+    solver, piece = HalfQuadratic(HalfQuadraticParameters()), representative_piece(y, physics)
+    job = choose_weight(
+        solver, y[piece.data_index], piece.physics, NOISE, prior, value_range=prior.value_range
+    )
+    weight = run(job).weight
+    ours = psnr(solved(y, physics, prior, weight), x, RIM)
+    scores = {
+        w: psnr(solved(y, physics, prior, w), x, RIM) for w in [2 ** (k / 2) for k in range(-7, 1)]
+    }
+    oracle = max(scores.values())
+    show(
+        f"{kind}: automatic {ours:.2f} dB at {weight:.3f}; oracle {oracle:.2f} at "
+        f"{max(scores, key=scores.__getitem__):.3f}; loss {oracle - ours:.2f} (<= 0.15)"
+    )
+    assert ours >= oracle - 0.15
 
 
 @pytest.mark.parametrize("kind", ["bin 3", "grey"])

@@ -1,5 +1,6 @@
 """Training finds known densities, recovers from blow-ups and splits its patches honestly."""
 
+import dataclasses
 import math
 
 import pytest
@@ -81,6 +82,23 @@ def test_one_cycle_rises_and_falls():
     assert 0.05 < peak / PLAN.steps < 0.15
     assert max(rates) == pytest.approx(PLAN.learning_rate, rel=1e-3)
     assert rates[-1] < 0.01 * PLAN.learning_rate
+
+
+def test_settling_falls_from_the_present_rate_to_the_end():
+    plan = dataclasses.replace(PLAN, steps=200)
+    trainer = Trainer(PatchDensity(CouplingFlow(4, 8)), torch.rand(300, 4), plan)
+    for _ in range(60):
+        trainer.step()
+    before = trainer.rate(60)
+    assert not trainer.settle(150)
+    assert trainer.settle(40)
+    rates = [trainer.rate(step) for step in range(60, trainer.steps)]
+    assert trainer.steps == 100
+    assert rates[0] == pytest.approx(before)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(1e-3 * plan.learning_rate)
+    constant = dataclasses.replace(plan, one_cycle=False)
+    assert not Trainer(PatchDensity(CouplingFlow(4, 8)), torch.rand(9, 4), constant).settle(5)
 
 
 def test_roll_back_halves_the_step_and_gives_up_with_a_diagnosis():

@@ -304,6 +304,18 @@ def test_divergence_never_spoils_an_earlier_state(monkeypatch):
     assert len(warnings) == 3
 
 
+@pytest.mark.parametrize(
+    ("preset", "ndim", "edge", "conditional"),
+    [("fast", 2, 6, False), ("fast", 3, 4, True), ("good", 2, 8, True), ("paper", 3, 4, False)],
+)
+def test_presets_choose_patch_and_noise_levels(preset, ndim, edge, conditional):
+    made = PatchNR(PatchNRParameters(preset=preset), ndim=ndim)
+    assert (made.patch, made.noise_conditional) == ((edge,) * ndim, conditional)
+    given = PatchNRParameters(preset=preset, patch_size=5, noise_conditional=not conditional)
+    other = PatchNR(given, ndim=ndim)
+    assert (other.patch, other.noise_conditional) == ((5,) * ndim, not conditional)
+
+
 def test_noise_conditional_prior_denoises():
     made = fitted(noise_conditional=True, steps=400, batch=256)
     clean = patchnr_patches(made, texture(30, 30, seed=9)[None])
