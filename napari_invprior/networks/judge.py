@@ -23,8 +23,8 @@ MIXTURE_COMPONENTS, MIXTURE_PATCHES, MIXTURE_STEPS = 20, 6000, 8
 """The mixture that gives a level to beat: small enough to be fitted in a second."""
 NOISE_LEVELS = 9
 """Noise levels at which a noise-conditional density is judged, evenly in the logarithm."""
-WINDOW, GAIN = 5, 0.2
-"""Training is flat when this many evaluations gain less than this (nats)."""
+GAIN = 0.2
+"""Training is flat when several evaluations gain less than this, nats."""
 OVERFIT = 5.0
 """Held-out minus training fit above which the user is warned, nats."""
 
@@ -109,11 +109,11 @@ class Judge:
         self.best = self.held_out
         return True
 
-    def is_flat(self) -> bool:
-        """Whether the last evaluations gained less than `GAIN` over the best before them."""
-        if len(self._history) <= WINDOW:
+    def is_flat(self, window: int) -> bool:
+        """Whether the last ``window`` evaluations gained less than `GAIN` over the best before."""
+        if len(self._history) <= window:
             return False
-        return min(self._history[-WINDOW:]) > min(self._history[:-WINDOW]) - GAIN
+        return min(self._history[-window:]) > min(self._history[:-window]) - GAIN
 
     def levels(self) -> dict[str, float]:
         """The levels to plot."""

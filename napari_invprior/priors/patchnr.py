@@ -29,6 +29,7 @@ NOISE_RANGE = (0.01, 0.3)
 FEWEST, USABLE, GOOD = 100, 2000, 10000
 _MOST_NUMBERS = 2**26
 _EVALUATE_EVERY, _RAREST = 100, 1000
+_FEWEST_JUDGED = 5
 _SETTLE = 5
 """A training that gains no more ends with a falling step in this part of the planned steps."""
 _PREVIEW_SECONDS, _PREVIEW_PATCHES = 2.0, 64
@@ -262,6 +263,7 @@ class PatchNR(PatchPrior):
         plan = trainer.training
         # A long one-cycle run gains slowly in its middle: it is judged over longer windows.
         every = min(_RAREST, max(_EVALUATE_EVERY, plan.steps // 40))
+        window = max(_FEWEST_JUDGED, plan.steps // every // 4)
         stage, seen, why = Stage("train", plan.steps), _PREVIEW_SECONDS / 2, "all steps done"
         loss, halved, warned = math.nan, trainer.factor, False
         settling = False
@@ -282,7 +284,7 @@ class PatchNR(PatchPrior):
                     if judge.gap > OVERFIT and not warned:
                         warned = True
                         yield Message(judge.overfit_text(), "warning")
-                    if self.plan.stop_early and not settling and judge.is_flat():
+                    if self.plan.stop_early and not settling and judge.is_flat(window):
                         why = "no further gain on held-out patches"
                         # The last gain comes from the falling step; it is not forgone.
                         settling = judge.gap <= OVERFIT and trainer.settle(plan.steps // _SETTLE)
