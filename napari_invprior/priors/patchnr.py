@@ -59,7 +59,7 @@ class Plan:
 
 
 PRESETS = {
-    "fast": Plan(64, 8, 256, 1500, 4e-3, True, True, 0.0, "auto", 0.998, True, None),
+    "fast": Plan(64, 8, 256, 2000, 4e-3, True, True, 0.004, "auto", 0.998, True, None),
     "good": Plan(128, 8, 512, 12_000, 3e-3, True, True, 0.0, "auto", 0.998, True, True),
     "paper": Plan(512, 5, 32, 750_000, 1e-4, False, False, 0.0, "off", 0.0, False, False),
 }

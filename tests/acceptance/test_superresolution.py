@@ -182,6 +182,29 @@ def test_same_flow_for_deblurring(shared_data: Path, show: Show) -> None:
     assert ours >= tv - 0.2
 
 
+def test_bfloat16_products(shared_data: Path, show: Show) -> None:
+    """What the short type changes: gradient of an image, PSNR and time."""
+    prior = prior_of(shared_data / "sic" / "reference.png")
+    short = PatchNR(PatchNR.Parameters(precision="bfloat16"), ndim=2)
+    short.load_state(prior.state())
+    truth = grey(shared_data / "sic" / "test.png")[..., 200:320, 200:320]
+    y, physics, noise = measured(truth, paper_operator())
+    gradient = prior.grad(truth)
+    error = float((short.grad(truth) - gradient).norm() / gradient.norm())
+    figures, seconds = [], []
+    for one in (prior, short):
+        start = time.process_time()
+        x = jobs.run(DEFAULT_SOLVER.solve(y, physics, noise, one, weight=0.003))
+        seconds.append(time.process_time() - start)
+        figures.append(psnr(x, truth, 16))
+    show(
+        f"bfloat16: gradient error {100 * error:.2f} % (< 1), PSNR {figures[1]:.2f} against "
+        f"{figures[0]:.2f} dB, {seconds[1] / seconds[0]:.1f} times the time of float32"
+    )
+    assert error < 0.01
+    assert abs(figures[1] - figures[0]) < 0.1
+
+
 SANDSTONE = "textures/sandstone_reference.png"
 MATERIALS = {
     "SiC": ("sic/reference.png", None, "sic/test.png", (200, 200)),
