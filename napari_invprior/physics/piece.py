@@ -10,9 +10,6 @@ from torch import Tensor
 
 from napari_invprior.physics.base import Physics
 
-IMAGE_SAMPLES = {2: 150**2, 3: 48**3}
-"""Image samples of a representative piece; a cube with fewer would be mostly border."""
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -66,15 +63,15 @@ def take_piece(physics: Physics, window: tuple[slice, ...], data_space: tuple[in
     return Piece(part, window, start, part.in_shape(sizes))
 
 
-def representative_piece(y: Tensor, physics: Physics) -> Piece:
-    """The piece of about `IMAGE_SAMPLES` whose contrast and mean are closest to the whole's.
+def representative_piece(y: Tensor, physics: Physics, image_samples: int = 150**2) -> Piece:
+    """The piece of about ``image_samples`` whose contrast and mean are closest to the whole's.
 
     The whole is taken when it is not much larger. Pieces whose image would leave the whole are
     avoided.
     """
     space = tuple(y.shape[2:])
     image = physics.in_shape(space)
-    share = (IMAGE_SAMPLES[len(space)] / math.prod(image)) ** (1 / len(space))
+    share = (image_samples / math.prod(image)) ** (1 / len(space))
     whole = tuple(slice(0, n) for n in space)
     sizes = tuple(min(n, max(8, round(n * share))) for n in space)
     if share > 0.8 or sizes == space:

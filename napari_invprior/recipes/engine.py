@@ -29,7 +29,7 @@ from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.propose import propose_prior
 from napari_invprior.reconstruct.tiles import solve_within_memory
-from napari_invprior.reconstruct.weight import WeightChoice, choose_weight
+from napari_invprior.reconstruct.weight import PIECE_SAMPLES, WeightChoice, choose_weight
 from napari_invprior.study.baselines import baselines
 
 
@@ -306,7 +306,7 @@ def _weight(
         yield Result(float(parameters.weight))
         return
     assert problem.physics is not None and problem.noise is not None
-    piece = representative_piece(y[:1], problem.physics)
+    piece = representative_piece(y[:1], problem.physics, PIECE_SAMPLES[y.ndim - 2])
     data = y[:1][piece.data_index]
     choice: WeightChoice = yield from forward(choose_weight(
         solver, data, piece.physics, problem.noise, prior, rule=parameters.weight_rule,

@@ -44,6 +44,9 @@ WeightRule = Literal["sure", "discrepancy", "reference"]
 DISCREPANCY_TARGET = 0.4
 """Residual ratio of the quick rule: patch priors at their best fit the noise partly."""
 
+PIECE_SAMPLES = {2: 150**2, 3: 48**3}
+"""Image samples of the piece to choose a weight on; a smaller cube would be mostly border."""
+
 MAX_OCTAVES = 6
 """The search leaves its first weights by at most so many octaves."""
 
@@ -208,8 +211,8 @@ def choose_weight(
 ) -> Job:
     """Choose the weight of ``prior`` for ``solver``.
 
-    ``y`` should be a representative piece of the observation (see `physics.piece`): the
-    weight is per sample and carries over to the whole.
+    ``y`` should be a representative piece of the observation (see `physics.piece`) of about
+    `PIECE_SAMPLES`: the weight is per sample and carries over to the whole.
 
     Yields
     ------

@@ -24,7 +24,7 @@ from napari_invprior.reconstruct.propose import (
     Candidate,
     propose_prior,
 )
-from napari_invprior.reconstruct.weight import choose_weight
+from napari_invprior.reconstruct.weight import PIECE_SAMPLES, choose_weight
 from napari_invprior.samples import binary_volume, grey_volume
 from napari_invprior.study.baselines import best_total_variation
 
@@ -200,7 +200,8 @@ def test_the_proposed_prior_is_the_one_that_wins_in_earnest(show: Show) -> None:
 def test_automatic_weight(kind: str, show: Show) -> None:
     x, physics = volume(kind, 1)[None], operator(boundary="circular")
     y, prior = observed(x, physics), learned(volume(kind, 0))
-    solver, piece = HalfQuadratic(HalfQuadraticParameters()), representative_piece(y, physics)
+    solver = HalfQuadratic(HalfQuadraticParameters())
+    piece = representative_piece(y, physics, PIECE_SAMPLES[3])
     job = choose_weight(
         solver, y[piece.data_index], piece.physics, NOISE, prior, value_range=prior.value_range
     )
