@@ -55,11 +55,12 @@ class PatchDensity:
         """``-log p`` of each column of (d, N) without ``d/2 log(2 pi)``: (N,)."""
         levels = self._levels(patches, sigma)
         values = patches.new_empty(patches.shape[1])
-        for part in self._parts(patches.shape[1]):
-            chosen = None if levels is None else levels[part]
-            w, log_det = self._white(patches[:, part], chosen)
-            kernel = self._kernel(w.shape[1], False, None)
-            values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
+        with torch.inference_mode():
+            for part in self._parts(patches.shape[1]):
+                chosen = None if levels is None else levels[part]
+                w, log_det = self._white(patches[:, part], chosen)
+                kernel = self._kernel(w.shape[1], False, None)
+                values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
         return values
 
     def potential_and_grad(
@@ -78,13 +79,16 @@ class PatchDensity:
         """
         levels = self._levels(patches, sigma)
         values, gradient = patches.new_empty(patches.shape[1]), torch.empty_like(patches)
-        for part in self._parts(patches.shape[1]):
-            chosen = None if levels is None else levels[part]
-            w, log_det = self._white(patches[:, part], chosen)
-            kernel = self._kernel(w.shape[1], True, low)
-            values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
-            g = kernel.backward()
-            gradient[:, part] = g if self.whitening is None else self.whitening.pull_back(g, chosen)
+        with torch.inference_mode():
+            for part in self._parts(patches.shape[1]):
+                chosen = None if levels is None else levels[part]
+                w, log_det = self._white(patches[:, part], chosen)
+                kernel = self._kernel(w.shape[1], True, low)
+                values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
+                g = kernel.backward()
+                if self.whitening is not None:
+                    g = self.whitening.pull_back(g, chosen)
+                gradient[:, part] = g
         return values, gradient
 
     def sample(self, n: int, generator: torch.Generator, sigma: Sigma = None) -> Tensor:

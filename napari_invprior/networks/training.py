@@ -109,6 +109,7 @@ class Trainer:
         """The averaged weights where there is an average, else the present ones."""
         return self._weights.data if self._average is None else self._average
 
+    @torch.inference_mode()
     def step(self) -> float:
         """One step; the mean loss of its batch, ``E[|z|^2/2 - log|det dz/dv|]``."""
         loss = self._pass(*self._batch())
