@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Job, ShouldStop, never
+from napari_invprior.jobs import Job, Preview, ShouldStop, never
 from napari_invprior.numerics.patches import (
     PatchGrid,
     edges,
@@ -22,6 +22,9 @@ from napari_invprior.numerics.patches import (
     random_offset,
 )
 from napari_invprior.parameters import Parameters as Declaration
+
+PREVIEW_PATCHES = 64
+"""Generated patches that the window shows beside the real ones."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ class PatchPrior(Prior):
     @abstractmethod
     def potential_and_grad(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """`potential` (N,) and its gradient (d, N), in one pass."""
+
+    def preview(self, generated: Tensor) -> Preview:
+        """Generated patches (d, n) as pictures (n, C, *patch)."""
+        pictures = generated.T.reshape(-1, self.joint_channels, *self.patch)
+        return Preview("patches", pictures.numpy(force=True), "train")
 
     def as_planes(self, x: Tensor) -> Tensor:
         """The batch with channels moved into the batch when they are separate."""

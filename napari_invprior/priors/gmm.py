@@ -23,7 +23,7 @@ from napari_invprior.numerics.expectation import (
 from napari_invprior.numerics.mixture import LOG_2PI, Mixture, MixtureDensity
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import PatchPrior, Reference
+from napari_invprior.priors.base import PREVIEW_PATCHES, PatchPrior, Reference
 from napari_invprior.registry import register
 
 Edge = Annotated[int, Field(ge=1, le=32)]
@@ -199,6 +199,7 @@ class GaussianMixture(PatchPrior):
         yield from self._expectation_maximisation(
             train, held_out, components, generator, should_stop
         )
+        yield self.preview(self.sample_patches(PREVIEW_PATCHES))
         yield Result(self)
 
     def _patches(

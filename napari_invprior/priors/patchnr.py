@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from napari_invprior.networks.training import Trainer, Training
 from napari_invprior.networks.whitening import Whitening
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import PatchPrior, Reference
+from napari_invprior.priors.base import PREVIEW_PATCHES, PatchPrior, Reference
 from napari_invprior.registry import register
 
 NOISE_RANGE = (0.01, 0.3)
@@ -32,7 +32,7 @@ _EVALUATE_EVERY, _RAREST = 100, 1000
 _FEWEST_JUDGED = 5
 _SETTLE = 5
 """A training that gains no more ends with a falling step in this part of the planned steps."""
-_PREVIEW_SECONDS, _PREVIEW_PATCHES = 2.0, 64
+_PREVIEW_SECONDS = 2.0
 _TURNED = 160_000
 _LOW = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -298,13 +298,14 @@ class PatchNR(PatchPrior):
                     yield stage.progress(trainer.taken, train=loss, **judge.levels())
                     if stage.seconds > seen:
                         seen = stage.seconds + _PREVIEW_SECONDS
-                        yield Preview("patches", self._picture(judge.trial), "train")
+                        yield self._shown(judge.trial)
         except GeneratorExit:
             # Whoever closes the job here keeps what was learned since the last evaluation.
             self._judge(trainer, judge)
             raise
         self._judge(trainer, judge)
         yield stage.progress(trainer.taken, train=loss, **judge.levels())
+        yield self._shown(self.density)
         yield Message(f"{why} after {trainer.taken} steps; {judge.verdict()}")
 
     def _judge(self, trainer: Trainer, judge: Judge) -> bool:
@@ -382,10 +383,9 @@ class PatchNR(PatchPrior):
         cost = turned.potential(draws.held_out.T).mean() - plain.potential(draws.held_out.T).mean()
         return turns if float(cost) <= GAIN else None
 
-    def _picture(self, density: PatchDensity) -> Any:
+    def _shown(self, density: PatchDensity) -> Preview:
         generator = torch.Generator(self.device).manual_seed(0)
-        patches = density.sample(_PREVIEW_PATCHES, generator, self.sigma)
-        return patches.T.reshape(-1, self.joint_channels, *self.patch).cpu().numpy()
+        return self.preview(density.sample(PREVIEW_PATCHES, generator, self.sigma))
 
     def state(self) -> dict[str, Tensor]:
         """Weights, permutations and, where there is one, the whitening (CPU tensors)."""

@@ -145,7 +145,11 @@ def test_channels(method: registry.Method, ndim: int, channels: str) -> None:
         patch_size=3, channels=channels, **QUICK[method.name]
     )
     prior = method.cls(parameters, ndim=ndim, channels=2)
-    jobs.run(prior.fit([Reference(texture(ndim, channels=2))], seed=1))
+    found: list[jobs.Event] = []
+    jobs.run(prior.fit([Reference(texture(ndim, channels=2))], seed=1), found.append)
+    shown = [event.array for event in found if isinstance(event, jobs.Preview)]
+    assert shown, "however short, a training ends with generated patches to look at"
+    assert shown[-1].shape[1:] == (2 if channels == "joint" else 1, *prior.patch)
     x = texture(ndim, seed=3, channels=2)[None]
     assert prior.dim == 3**ndim * (2 if channels == "joint" else 1)
     assert prior.g(x).shape == (1,)
