@@ -194,8 +194,8 @@ class JobRunner(QObject):
         thread.stop.set()
         self._thread = None
         self._state = "idle"
-        if not thread.worker.is_running:  # queued: it must never begin
-            thread.worker.quit()
+        thread.worker.quit()
+        if not thread.worker.is_running:  # still queued: now it never begins
             thread.close()
         return thread.done.wait(seconds)
 

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 import torch
+from qtpy.QtCore import QThreadPool
 
 from napari_invprior.app.jobs import JobRunner
 from napari_invprior.errors import Cancelled, InvalidInput, JobError, OutOfMemory
@@ -201,9 +202,17 @@ def test_shutdown_leaves_no_thread_and_says_nothing(qtbot, runner):
 
 
 def test_shutdown_before_the_thread_starts(qtbot, runner):
-    begun = []
-    runner.start("train", lambda stop: begun.append(1))
-    assert runner.shutdown()
+    begun, pool = [], QThreadPool.globalInstance()
+    places = pool.maxThreadCount()
+    for _ in range(places):
+        pool.reserveThread()
+    try:
+        runner.start("train", lambda stop: begun.append(1))
+        qtbot.wait(20)
+        assert runner.shutdown()
+    finally:
+        for _ in range(places):
+            pool.releaseThread()
     qtbot.wait(50)
     assert begun == []
 
