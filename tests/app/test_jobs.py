@@ -202,17 +202,17 @@ def test_shutdown_leaves_no_thread_and_says_nothing(qtbot, runner):
 
 
 def test_shutdown_before_the_thread_starts(qtbot, runner):
-    begun, pool = [], QThreadPool.globalInstance()
+    begun, free, pool = [], threading.Event(), QThreadPool.globalInstance()
     places = pool.maxThreadCount()
-    for _ in range(places):
-        pool.reserveThread()
+    pool.setMaxThreadCount(1)
+    pool.start(free.wait)  # the only thread is taken: what comes now is queued
     try:
         runner.start("train", lambda stop: begun.append(1))
         qtbot.wait(20)
         assert runner.shutdown()
     finally:
-        for _ in range(places):
-            pool.releaseThread()
+        free.set()
+        pool.setMaxThreadCount(places)
     qtbot.wait(50)
     assert begun == []
 
