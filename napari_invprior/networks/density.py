@@ -53,15 +53,7 @@ class PatchDensity:
 
     def potential(self, patches: Tensor, sigma: Sigma = None) -> Tensor:
         """``-log p`` of each column of (d, N) without ``d/2 log(2 pi)``: (N,)."""
-        levels = self._levels(patches, sigma)
-        values = patches.new_empty(patches.shape[1])
-        with torch.inference_mode():
-            for part in self._parts(patches.shape[1]):
-                chosen = None if levels is None else levels[part]
-                w, log_det = self._white(patches[:, part], chosen)
-                kernel = self._kernel(w.shape[1], False, None)
-                values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
-        return values
+        return self._evaluate(patches, sigma, None, None)
 
     def potential_and_grad(
         self, patches: Tensor, sigma: Sigma = None, low: torch.dtype | None = None
@@ -77,19 +69,27 @@ class PatchDensity:
         low : torch.dtype, optional
             See `FlowKernel`.
         """
+        gradient = torch.empty_like(patches)
+        return self._evaluate(patches, sigma, gradient, low), gradient
+
+    def _evaluate(
+        self, patches: Tensor, sigma: Sigma, gradient: Tensor | None, low: torch.dtype | None
+    ) -> Tensor:
+        """The potential, block by block; ``gradient`` is filled where it is given."""
         levels = self._levels(patches, sigma)
-        values, gradient = patches.new_empty(patches.shape[1]), torch.empty_like(patches)
+        values = patches.new_empty(patches.shape[1])
         with torch.inference_mode():
             for part in self._parts(patches.shape[1]):
                 chosen = None if levels is None else levels[part]
                 w, log_det = self._white(patches[:, part], chosen)
-                kernel = self._kernel(w.shape[1], True, low)
+                kernel = self._kernel(w.shape[1], gradient is not None, low)
                 values[part] = kernel.potential(w, self.condition(chosen)).sub_(log_det)
-                g = kernel.backward()
-                if self.whitening is not None:
-                    g = self.whitening.pull_back(g, chosen)
-                gradient[:, part] = g
-        return values, gradient
+                if gradient is not None:
+                    g = kernel.backward()
+                    if self.whitening is not None:
+                        g = self.whitening.pull_back(g, chosen)
+                    gradient[:, part] = g
+        return values
 
     def sample(self, n: int, generator: torch.Generator, sigma: Sigma = None) -> Tensor:
         """Draw ``n`` patches: (d, n)."""
