@@ -85,18 +85,15 @@ class PatchGrid:
         """Patches per image."""
         return math.prod(self.counts)
 
+    def _window(self, axis: int, inner: int) -> slice:
+        """The samples of an axis that position ``inner`` of the patches meets."""
+        start, stride = self.offset[axis] + inner, self.stride[axis]
+        return slice(start, start + (self.counts[axis] - 1) * stride + 1, stride)
+
     def _windows(self) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """Every position inside the patch, with the image samples it meets on the grid."""
-        for inner in itertools.product(*map(range, self.patch)):
-            yield (
-                inner,
-                tuple(
-                    slice(o + i, o + i + (n - 1) * s + 1, s)
-                    for o, i, n, s in zip(
-                        self.offset, inner, self.counts, self.stride, strict=True
-                    )
-                ),
-            )
+        """Every position on the patch's leading axes, with the samples it meets."""
+        for inner in itertools.product(*map(range, self.patch[:-1])):
+            yield inner, tuple(self._window(axis, i) for axis, i in enumerate(inner))
 
     def extract(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Patches of ``x`` (B, C, *space) as the columns of a (C * prod(patch), B * count) matrix.
@@ -118,8 +115,12 @@ class PatchGrid:
         source: Any = x.transpose(0, 1)
         if plain:
             view, source = view.numpy(), source.numpy()
-        for inner, window in self._windows():
-            view[(slice(None), *inner)] = source[(slice(None), slice(None), *window)]
+        for last in range(self.patch[-1]):
+            lines = source[..., self._window(-1, last)]
+            if self.stride[-1] == 1:  # shifted once, so that whole planes can be copied below
+                lines = lines.copy() if plain else lines.clone()
+            for inner, window in self._windows():
+                view[(slice(None), *inner, last)] = lines[(slice(None), slice(None), *window)]
         return out
 
     def buffer(self, x: Tensor) -> Tensor:
@@ -149,8 +150,10 @@ class PatchGrid:
             out.zero_()
         target: Any = out.transpose(0, 1)
         view: Any = patches.reshape(channels, *self.patch, batch, *self.counts)
-        for inner, window in self._windows():
-            target[(slice(None), slice(None), *window)] += view[(slice(None), *inner)]
+        for last in range(self.patch[-1]):
+            lines = target[..., self._window(-1, last)]
+            for inner, window in self._windows():
+                lines[(slice(None), slice(None), *window)] += view[(slice(None), *inner, last)]
         return out
 
     def multiplicity(self, **options: Any) -> Tensor:
