@@ -16,6 +16,10 @@ from napari_invprior.networks.whitening import Whitening
 
 _COLUMNS, _BLOCK_NUMBERS = 2000, 2**20
 """Most columns of one block on a CPU, and most numbers in one hidden layer of it (4 MB)."""
+_LONE_COLUMNS, _WIDE = 144, 256
+"""Most columns where one thread works on a net this wide: all of a block stays in the L2 cache."""
+_LINE = 16
+"""Numbers in a cache line; rows that begin on one are read faster."""
 _ACCELERATOR_COLUMNS = 2**15
 
 Sigma = float | Tensor | None
@@ -173,15 +177,22 @@ class PatchDensity:
         """Equal parts of at most one block; the last may overlap so that all have one size."""
         if count == 0:
             return
-        device = self.flow.weights.device
-        largest = min(_COLUMNS, max(128, _BLOCK_NUMBERS // self.flow.hidden))
-        parts = -(-count // (largest if device.type == "cpu" else _ACCELERATOR_COLUMNS))
-        size = -(-count // parts)
-        if size % 256 == 0 and size + 8 <= count:
-            size += 8  # rows a power of two apart would fall on the same lines of the cache
-        for index in range(parts):
-            start = min(index * size, count - size)
+        size = -(-count // -(-count // self._most_columns()))
+        size += -size % _LINE
+        if size % 256 == 0:
+            size += _LINE  # rows a power of two apart would fall on the same lines of the cache
+        size = min(size, count)
+        for start in range(0, count, size):
+            start = min(start, count - size)
             yield slice(start, start + size)
+
+    def _most_columns(self) -> int:
+        hidden = self.flow.hidden
+        if self.flow.weights.device.type != "cpu":
+            return _ACCELERATOR_COLUMNS
+        if hidden >= _WIDE and torch.get_num_threads() == 1:
+            return _LONE_COLUMNS
+        return min(_COLUMNS, max(128, _BLOCK_NUMBERS // hidden))
 
     def _kernel(self, columns: int, keep: bool, low: torch.dtype | None) -> FlowKernel:
         key = (columns, keep, low)

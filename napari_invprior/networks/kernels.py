@@ -15,7 +15,8 @@ from torch import Tensor
 from napari_invprior.networks.coupling import CLAMP, SLOPE, CouplingFlow, SubNet
 
 FEW_COLUMNS = 64
-"""Up to here the products of columns stored one after the other are faster (by up to two)."""
+"""Up to here columns stored one after the other are faster (by up to two), except for what the
+square layer and the last one write: they are faster by half into columns side by side."""
 _relu_back = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -199,10 +200,12 @@ class FlowKernel:
         self._squares: list[_SquareLayer] = []
         self._blocks = self._build(weights, gradient, keep, low)
 
-    def _buffer(self, rows: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Ones (rows, columns); few columns lie one after the other, many side by side."""
+    def _buffer(
+        self, rows: int, dtype: torch.dtype | None = None, *, side_by_side: bool = False
+    ) -> Tensor:
+        """Ones (rows, columns); few columns lie one after the other unless told otherwise."""
         options = self._options if dtype is None else self._options | {"dtype": dtype}
-        if self._columns <= FEW_COLUMNS:
+        if self._columns <= FEW_COLUMNS and not side_by_side:
             return torch.ones(self._columns, rows, **options).T
         return torch.ones(rows, self._columns, **options)
 
@@ -214,14 +217,19 @@ class FlowKernel:
         nets = flow.nets(weights)
         grads = [(None, None)] * flow.blocks if gradient is None else flow.nets(gradient)
         angles = iter(self._angles.split([second, first] * flow.blocks))
-        scratch = (self._buffer(flow.hidden), self._buffer(flow.hidden), self._buffer(second))
+        second_hidden = self._buffer(flow.hidden, side_by_side=True)
+        scratch = (second_hidden, self._buffer(flow.hidden), self._buffer(second))
         short = () if low is None else tuple(self._buffer(flow.hidden + i, low) for i in (1, 0))
         shared: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
         def hidden(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             if keep or size not in shared:
-                layers = (self._buffer(flow.hidden + 1), self._buffer(flow.hidden + 1))
-                shared[size] = (*layers, self._buffer(2 * size), self._buffer(size))
+                shared[size] = (
+                    self._buffer(flow.hidden + 1),
+                    self._buffer(flow.hidden + 1, side_by_side=True),
+                    self._buffer(2 * size, side_by_side=True),
+                    self._buffer(size),
+                )
             return shared[size]
 
         def square(net: SubNet) -> _SquareLayer:
