@@ -208,18 +208,29 @@ def placed(result: Geometry, source: Snapshot, ndim: int) -> dict[str, Any]:
     }
 
 
+def placed_alone(result: Geometry, ndim: int) -> dict[str, Any]:
+    """Keyword arguments that place a result of ``ndim`` axes whose source is no layer."""
+    lead = ndim - len(result.scale)
+    return {
+        "scale": (*(1.0,) * lead, *result.scale),
+        "translate": (*(0.0,) * lead, *result.translate),
+        "units": ("pixel",) * lead + result.units if result.units else None,
+    }
+
+
 def result_layer(
-    array: np.ndarray, geometry: Geometry, source: Snapshot, *, name: str, rgb: bool = False,
-    kind: str = "image", metadata: dict[str, Any] | None = None,
+    array: np.ndarray, geometry: Geometry, source: Snapshot | None, *, name: str,
+    rgb: bool = False, kind: str = "image", metadata: dict[str, Any] | None = None,
 ) -> Layer:
-    """A layer that lies exactly on the observation it came from."""
+    """A layer that lies exactly on the observation it came from, or where a file was."""
     ndim = array.ndim - int(rgb)
-    options = placed(geometry, source, ndim) | {"name": name, "metadata": metadata or {}}
+    where = placed_alone(geometry, ndim) if source is None else placed(geometry, source, ndim)
+    options = where | {"name": name, "metadata": metadata or {}}
     if kind == "labels":
         return Labels(np.asarray(array, np.int32), **options)
     if rgb:
         return ImageLayer(as_colours(array), rgb=True, **options)
-    return ImageLayer(array, rgb=False, **options, **source.display)
+    return ImageLayer(array, rgb=False, **options, **(source.display if source else {}))
 
 
 def as_colours(array: np.ndarray) -> np.ndarray:

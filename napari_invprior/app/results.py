@@ -8,7 +8,7 @@ import napari
 import numpy as np
 
 from napari_invprior.app.demo import dock, errors_reported
-from napari_invprior.app.layers import META, as_colours
+from napari_invprior.app.layers import META, result_layer
 from napari_invprior.errors import InvalidInput
 from napari_invprior.io.omezarr import attributes, read_image
 from napari_invprior.recipes.engine import restored_axes
@@ -29,17 +29,11 @@ def add_results(viewer: napari.Viewer, folder: Path) -> list[str]:
     for group in groups:
         image = read_image(group)
         array = restored_axes(np.asarray(image.array), image)
-        lead = array.ndim - int(image.rgb) - image.ndim
-        place = image.geometry
-        viewer.add_image(
-            as_colours(array) if image.rgb else array,
-            name=group.name,
-            rgb=image.rgb,
-            scale=(*(1.0,) * lead, *place.scale),
-            translate=(*(0.0,) * lead, *place.translate),
-            units=("pixel",) * lead + place.units if place.units else None,
+        layer = result_layer(
+            array, image.geometry, None, name=group.name, rgb=image.rgb,
             metadata={META: attributes(group)},
         )
+        viewer.add_layer(layer)
     return [group.name for group in groups]
 
 

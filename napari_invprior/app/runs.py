@@ -169,12 +169,11 @@ class Runs(QObject):
             self._show_preview(event.array)
 
     def _show_preview(self, preview: PlacedPreview) -> None:
-        observed = self.request.observation if self.request is not None else None
-        if observed is None:
+        if self.request is None:
             return
         layer = result_layer(
-            preview.array, preview.geometry, observed, name=PREVIEW, rgb=preview.rgb,
-            metadata={META: {"role": PREVIEW}},
+            preview.array, preview.geometry, self.request.observation, name=PREVIEW,
+            rgb=preview.rgb, metadata={META: {"role": PREVIEW}},
         ) if self._preview is None else None
         if layer is not None:
             active = self.viewer.layers.selection.active
@@ -234,12 +233,11 @@ class Runs(QObject):
         panel.hold(outcome.prior, dict(outcome.facts), f"{how} · {duration(outcome.seconds)}")
 
     def _reconstructed(self, outcome: Any, wanted: Request) -> None:
-        observed = wanted.observation
-        if outcome is None or observed is None:
+        if outcome is None:
             return
         for output in outcome.layers:
             layer = result_layer(
-                output.array, output.geometry, observed,
+                output.array, output.geometry, wanted.observation,
                 name=free_name(self.viewer, output.name), rgb=output.rgb, kind=output.kind,
                 metadata={META: dict(output.metadata)},
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from napari.components import ViewerModel
 
@@ -33,3 +34,20 @@ def test_written_results_open_in_place(tmp_path):
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"no result\.ome\.zarr"):
         add_results(ViewerModel(), tmp_path)
+
+
+@pytest.mark.gui
+def test_an_opened_result_can_be_run_again(window, tmp_path):
+    trained = {
+        "prior": {"kind": "gmm", "components": 3, "patch_size": 4},
+        "solver": {"kind": "half_quadratic", "weight": 0.25, "steps": 5},
+        "references": [{"sample": "brick-reference", "regions": [[[0, 64], [0, 64]]]}],
+    }
+    recipes.write_outcome(recipes.execute(QUICK | trained), tmp_path)
+    add_results(window.viewer, tmp_path)
+    window.settle()
+    window.press(window.bench.result.again)
+    window.wait()
+    opened, made = (layer for layer in window.viewer.layers if layer.metadata.get(META))
+    assert np.abs(made.data - opened.data).max() < 1e-5
+    assert tuple(made.translate) == (100.0, 40.0)
