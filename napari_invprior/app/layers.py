@@ -214,6 +214,10 @@ def placed_alone(result: Geometry, ndim: int) -> dict[str, Any]:
     return {
         "scale": (*(1.0,) * lead, *result.scale),
         "translate": (*(0.0,) * lead, *result.translate),
+        # napari leaves the leading axes of smaller matrices as they are
+        "rotate": result.rotate,
+        "shear": result.shear,
+        "affine": result.affine,
         "units": ("pixel",) * lead + result.units if result.units else None,
     }
 

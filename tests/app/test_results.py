@@ -10,6 +10,8 @@ from napari_invprior import recipes
 from napari_invprior.app.layers import META
 from napari_invprior.app.results import add_results
 from napari_invprior.errors import InvalidInput
+from napari_invprior.geometry import Geometry
+from napari_invprior.io.omezarr import write_image
 
 QUICK = {
     "observation": {"simulate_from": {"sample": "brick-test", "crop": [[100, 148], [40, 88]]}},
@@ -29,6 +31,16 @@ def test_written_results_open_in_place(tmp_path):
     assert layer.data.shape == (48, 48)
     assert tuple(layer.translate) == (100.0, 40.0)
     assert layer.metadata[META]["recipe"]["solver"]["kind"] == "total_variation"
+
+
+def test_a_turned_result_opens_turned(tmp_path):
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    place = Geometry((0.5, 0.5), (3.0, 4.0), rotate=turn)
+    write_image(tmp_path / "result.ome.zarr" / "x", np.eye(8, 9), place)
+    viewer = ViewerModel()
+    add_results(viewer, tmp_path)
+    assert np.allclose(viewer.layers["x"].rotate, turn)
+    assert np.allclose(viewer.layers["x"].data_to_world((0, 2)), (2.0, 4.0))
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
