@@ -187,6 +187,7 @@ class PatchDensity:
             yield slice(start, start + size)
 
     def _most_columns(self) -> int:
+        """Columns of one block at most, by what the processor keeps at hand."""
         hidden = self.flow.hidden
         if self.flow.weights.device.type != "cpu":
             return _ACCELERATOR_COLUMNS

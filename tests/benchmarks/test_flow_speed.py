@@ -34,6 +34,7 @@ def best(*ways: Callable[[], object], rounds: int) -> list[float]:
 
 
 def in_a_row(step: Callable[[], object], times: int = 10) -> Callable[[], object]:
+    """One call that takes so many steps."""
     return lambda: [step() for _ in range(times)]
 
 

@@ -22,21 +22,17 @@ from napari_invprior.numerics.patches import PatchGrid, extract_patches
 pytestmark = pytest.mark.slow
 
 
-def best(work: Callable[[], Any], repeats: int = 15, before: Callable[[], Any] = int) -> float:
-    """Shortest time of one call in ms, after a warm-up; ``before`` is called before each."""
+def best(work: Callable[[], Any], repeats: int = 15, *, fresh: bool = False) -> float:
+    """Shortest time of one call in ms, after a warm-up; ``fresh``: in memory new to the process."""
     work()
     found = []
     for _ in range(repeats):
-        before()
+        if fresh:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         start = time.perf_counter()
         work()
         found.append(time.perf_counter() - start)
     return min(found) * 1e3
-
-
-def give_memory_back() -> None:
-    """Return what is free to the system."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +48,8 @@ def test_2d_extraction_and_adjoint(benchmark: Any, capsys: pytest.CaptureFixture
     ours, adjoint = best(lambda: grid.extract(x, grid.buffer(x))), best(
         lambda: grid.adjoint(patches, image)
     )
-    unfold = best(lambda: F.unfold(x, 6), before=give_memory_back)
-    fold = best(lambda: F.fold(patches[None], (512, 512), 6), before=give_memory_back)
+    unfold = best(lambda: F.unfold(x, 6), fresh=True)
+    fold = best(lambda: F.fold(patches[None], (512, 512), 6), fresh=True)
     twin = patches.clone()
     copy = best(lambda: patches.copy_(twin))
     benchmark(lambda: grid.extract(x, grid.buffer(x)))
@@ -86,7 +82,7 @@ def test_3d_forward_and_backward(benchmark: Any, capsys: pytest.CaptureFixture[s
     def reused() -> None:
         grid.adjoint(grid.extract(still, buffer), image)
 
-    a, b, c = best(ours), best(through_unfold, 5, give_memory_back), best(reused)
+    a, b, c = best(ours), best(through_unfold, 5, fresh=True), best(reused)
     benchmark(reused)
     with capsys.disabled():
         print(

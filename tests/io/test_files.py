@@ -119,8 +119,8 @@ def test_limit():
     assert 0 < files.memory_limit() < 1 << 50
 
 
-def test_local_paths(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert files.local_path("~/x.png") == Path("/home/somebody/x.png")
+def test_local_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.local_path("~/x.png") == tmp_path / "x.png"
     assert files.local_path("x.png", folder=Path("/data")) == Path("/data/x.png")
     assert files.local_path("C:x.png") == Path("C:x.png")
