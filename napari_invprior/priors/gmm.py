@@ -23,7 +23,8 @@ from napari_invprior.numerics.expectation import (
 from napari_invprior.numerics.mixture import LOG_2PI, Mixture, MixtureDensity
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import PREVIEW_PATCHES, PatchPrior, Reference
+from napari_invprior.priors.base import Reference
+from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
 from napari_invprior.registry import register
 
 Edge = Annotated[int, Field(ge=1, le=32)]
@@ -97,7 +98,7 @@ class GaussianMixtureParameters(Parameters):
     needs_references=True,
     default_for=(3,),
 )
-class GaussianMixture(PatchPrior):
+class GaussianMixture(PatchPotential):
     """Mixture of Gaussians with full covariances; its potential is ``-log p`` of a patch.
 
     ``p(x) = sum_k w_k N(x | mu_k, C_k)``, fitted by expectation-maximisation from a k-means start.

@@ -21,7 +21,8 @@ from napari_invprior.networks.training import Trainer, Training
 from napari_invprior.networks.whitening import Whitening
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import PREVIEW_PATCHES, PatchPrior, Reference
+from napari_invprior.priors.base import Reference
+from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
 from napari_invprior.registry import register
 
 NOISE_RANGE = (0.01, 0.3)
@@ -133,7 +134,7 @@ class PatchNRParameters(Parameters):
     needs_references=True,
     default_for=(2,),
 )
-class PatchNR(PatchPrior):
+class PatchNR(PatchPotential):
     """Patch density learned by a normalizing flow; good from one region of 64 x 64 px on.
 
     ``potential(v) = |T^-1(v)|^2 / 2 - log|det grad T^-1(v)|``, trained by maximum likelihood. With

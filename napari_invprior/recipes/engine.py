@@ -23,7 +23,7 @@ from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forw
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.unobserved import Masked
-from napari_invprior.priors.base import Prior, Reference
+from napari_invprior.priors.base import Measurement, Prior, Reference
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.reconstruct.base import Solver
@@ -192,10 +192,18 @@ def _fitted_prior(
             raise InvalidInput(
                 "no reference to learn from: pick a region on a good image, or load a saved prior"
             )
-        prior = yield from forward(
-            prior.fit(problem.references, seed=recipe.seed, should_stop=should_stop)
-        )
+        options: dict[str, Any] = {"seed": recipe.seed, "should_stop": should_stop}
+        if prior.needs_measurement:
+            options["measurement"] = _measurement(problem)
+        prior = yield from forward(prior.fit(problem.references, **options))
     yield Result(prior)
+
+
+def _measurement(problem: Problem) -> Measurement | None:
+    """The data at hand; None when the recipe names none."""
+    if problem.physics is None or problem.noise is None:
+        return None
+    return Measurement(problem.y, problem.physics, problem.noise)
 
 
 def _propose(problem: Problem, should_stop: ShouldStop) -> Job:

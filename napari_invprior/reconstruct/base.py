@@ -20,7 +20,8 @@ class Solver(ABC):
     Attributes
     ----------
     automatic_weights : tuple of float
-        Weights at which the automatic choice begins, largest first.
+        Weights at which the automatic choice begins, largest first, in units of the prior's
+        ``weight_scale``.
     """
 
     Parameters: ClassVar[type[Declaration]]

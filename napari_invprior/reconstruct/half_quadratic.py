@@ -16,7 +16,8 @@ from napari_invprior.numerics.patches import PatchGrid, edges
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
-from napari_invprior.priors.base import PatchPrior, Prior
+from napari_invprior.priors.base import Prior
+from napari_invprior.priors.patchwise import PatchPrior
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.weight import Weight, WeightRule
 from napari_invprior.registry import register

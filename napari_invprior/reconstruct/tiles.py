@@ -15,7 +15,8 @@ from napari_invprior.jobs import Job, Message, Preview, Result, forward, is_out_
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.piece import take_piece
-from napari_invprior.priors.base import PatchPrior, Prior
+from napari_invprior.priors.base import Prior
+from napari_invprior.priors.patchwise import PatchPrior
 from napari_invprior.reconstruct.base import Solver
 
 BYTES_PER_SAMPLE = 240

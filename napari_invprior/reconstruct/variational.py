@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,8 @@ from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
-from napari_invprior.priors.base import PatchPrior, Prior
+from napari_invprior.priors.base import Prior
+from napari_invprior.priors.patchwise import PatchPrior
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.weight import Weight, WeightRule
 from napari_invprior.registry import register
@@ -105,7 +106,8 @@ class Variational(Solver):
         if not isinstance(prior, PatchPrior):
             raise InvalidInput("the variational solver needs a patch prior; choose one")
         x = (physics.start(y) if start is None else start).clone()
-        objective = Objective(y, physics, noise, prior, weight, self.parameters, seed)
+        working: Any = prior.for_run()
+        objective = Objective(y, physics, noise, working, weight, self.parameters, seed)
         descend = self._adam if self.parameters.optimiser == "adam" else self._lbfgs
         return self._events(descend(objective, x), objective, should_stop, time_budget_s)
 

@@ -250,7 +250,9 @@ def choose_weight(
         score = sure_score(reconstruct, y, physics, noise, seed)
     elif rule == "discrepancy":
         score = discrepancy_score(reconstruct, y, physics, noise)
-    weight, tried = yield from forward(search(score, solver.automatic_weights))
+    unit = 1.0 if prior is None else prior.weight_scale
+    weights = [unit * weight for weight in solver.automatic_weights]
+    weight, tried = yield from forward(search(score, weights))
     yield Result(WeightChoice(weight, rule, tried))
 
 

@@ -17,8 +17,9 @@ from napari_invprior import jobs
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.blur import Blur, BlurParameters
 from napari_invprior.physics.piece import representative_piece
-from napari_invprior.priors.base import Reference, reference_patches
+from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patchnr import PatchNR
+from napari_invprior.priors.patchwise import reference_patches
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters
 from napari_invprior.reconstruct.variational import Variational, VariationalParameters

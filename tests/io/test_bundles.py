@@ -20,10 +20,10 @@ from napari_invprior.errors import FileRefused, InvalidInput
 from napari_invprior.io.bundles import KEY, backup, load_prior, read_header, save_prior
 from napari_invprior.jobs import Job, Result
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import PatchPrior
+from napari_invprior.priors.patchwise import PatchPotential
 
 
-class TinyPrior(PatchPrior):
+class TinyPrior(PatchPotential):
     """Squared distance of patches to one learned patch."""
 
     class Parameters(Parameters):

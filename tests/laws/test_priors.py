@@ -9,7 +9,8 @@ import torch
 
 from napari_invprior import jobs, registry
 from napari_invprior.errors import InvalidInput
-from napari_invprior.priors.base import PatchPrior, Prior, Reference
+from napari_invprior.priors.base import Prior, Reference
+from napari_invprior.priors.patchwise import PatchPotential
 
 QUICK: dict[str, dict[str, Any]] = {
     "patchnr": {"hidden": 16, "blocks": 2, "steps": 60, "batch": 128},
@@ -82,7 +83,7 @@ def test_batches_agree_with_single_images(prior: Prior) -> None:
 
 
 @EACH
-def test_random_grids_and_draws_are_unbiased(prior: PatchPrior) -> None:
+def test_random_grids_and_draws_are_unbiased(prior: PatchPotential) -> None:
     x = texture(prior.ndim, seed=5)[None]
     full = prior.grad(x)
     generator = torch.Generator().manual_seed(0)
