@@ -251,6 +251,46 @@ def gather_patches(x: Tensor, grid: PatchGrid, positions: Tensor) -> Tensor:
     return x.reshape(-1)[flat_index(grid, x.shape[0], positions)]
 
 
+class DrawnPatches:
+    """Patches at chosen grid positions, the same ones of every image: extraction and adjoint.
+
+    Slower than a `PatchGrid` (a gather instead of strided copies).
+
+    Parameters
+    ----------
+    grid : PatchGrid
+        All positions.
+    channels : int
+        Channels of the images.
+    positions : Tensor
+        Flat positions on the grid; one may occur several times.
+
+    Examples
+    --------
+    >>> drawn = DrawnPatches(PatchGrid((3, 4), 2), 1, torch.tensor([0, 0]))
+    >>> x = torch.ones(1, 1, 3, 4)
+    >>> drawn.extract(x).shape, float(drawn.adjoint(drawn.extract(x)).sum())
+    (torch.Size([4, 2]), 8.0)
+    """
+
+    def __init__(self, grid: PatchGrid, channels: int, positions: Tensor) -> None:
+        self._shape = channels, *grid.space
+        self._index = flat_index(grid, channels, positions)
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Patches of ``x`` (B, C, *space) as columns (d, B * n)."""
+        flat = x.reshape(x.shape[0], -1)
+        return flat[:, self._index].transpose(0, 1).reshape(len(self._index), -1)
+
+    def adjoint(self, patches: Tensor) -> Tensor:
+        """Overlap-add of (d, B * n) patches into an image (B, C, *space)."""
+        rows, count = self._index.shape
+        columns = patches.view(rows, -1, count).transpose(0, 1)
+        total = patches.new_zeros((len(columns), math.prod(self._shape)))
+        total.index_add_(1, self._index.flatten(), columns.reshape(len(columns), -1))
+        return total.view(-1, *self._shape)
+
+
 def positions_inside(mask: Tensor, patch: Sequence[int]) -> Tensor:
     """Flat grid positions (stride 1) of the patches that lie wholly inside a boolean mask.
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Preview
 from napari_invprior.numerics.patches import (
+    DrawnPatches,
     PatchGrid,
     edges,
-    flat_index,
     gather_patches,
     positions_inside,
     random_offset,
@@ -63,6 +63,25 @@ class PatchPrior(Prior):
     def patch_grid(self, space: Sequence[int], stride: int | Sequence[int] = 1) -> PatchGrid:
         """Grid of this prior's patches on an image of space shape ``space``."""
         return PatchGrid(space, self.patch, stride)
+
+    def shifted_grid(
+        self,
+        space: Sequence[int],
+        generator: torch.Generator,
+        stride: int | Sequence[int] | None = None,
+    ) -> PatchGrid:
+        """A grid of every ``stride``-th patch (the patch edge by default) at a random offset."""
+        steps = self.patch if stride is None else edges(stride, self.ndim, "stride")
+        steps = tuple(min(s, n - p + 1) for s, n, p in zip(steps, space, self.patch, strict=True))
+        return PatchGrid(
+            space, self.patch, steps, random_offset(space, self.patch, steps, generator)
+        )
+
+    def drawn_patches(self, planes: Tensor, count: int, generator: torch.Generator) -> DrawnPatches:
+        """``count`` patches of each plane, drawn uniformly."""
+        grid = self.patch_grid(planes.shape[2:])
+        drawn = torch.randint(grid.count, (count,), generator=generator).to(planes.device)
+        return DrawnPatches(grid, planes.shape[1], drawn)
 
     @abstractmethod
     def subset_value_and_grad(
@@ -122,15 +141,7 @@ class PatchPotential(PatchPrior):
         stride: int | Sequence[int] | None = None,
         grid: PatchGrid | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if grid is None:
-            space = tuple(x.shape[2:])
-            steps = self.patch if stride is None else edges(stride, self.ndim, "stride")
-            steps = tuple(
-                min(s, n - p + 1) for s, n, p in zip(steps, space, self.patch, strict=True)
-            )
-            grid = PatchGrid(
-                space, self.patch, steps, random_offset(space, self.patch, steps, generator)
-            )
+        grid = self.shifted_grid(x.shape[2:], generator, stride) if grid is None else grid
         everywhere = math.prod(
             n - p + 1 for n, p in zip(grid.space, self.patch, strict=True)
         )
@@ -140,17 +151,11 @@ class PatchPotential(PatchPrior):
         self, x: Tensor, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         planes = self.as_planes(x)
-        grid = self.patch_grid(planes.shape[2:])
-        drawn = torch.randint(grid.count, (count,), generator=generator).to(x.device)
-        index = flat_index(grid, self.joint_channels, drawn)
-        flat = planes.reshape(planes.shape[0], -1)
-        patches = flat[:, index].transpose(0, 1).reshape(self.dim, -1)
-        values, gradient = self.potential_and_grad(patches)
-        total = torch.zeros_like(flat)
-        scattered = gradient.view(self.dim, planes.shape[0], count).transpose(0, 1)
-        total.index_add_(1, index.flatten(), scattered.reshape(planes.shape[0], -1))
+        drawn = self.drawn_patches(planes, count, generator)
+        values, gradient = self.potential_and_grad(drawn.extract(planes))
         per_image = values.numel() // x.shape[0]
-        return values.view(x.shape[0], -1).mean(1), total.view_as(x) / per_image
+        total = drawn.adjoint(gradient).view_as(x)
+        return values.view(x.shape[0], -1).mean(1), total / per_image
 
     def _value_and_grad(self, x: Tensor, grid: PatchGrid, scale: float) -> tuple[Tensor, Tensor]:
         planes = self.as_planes(x)

@@ -20,7 +20,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
-from napari_invprior.priors.patchwise import PatchPrior
+from napari_invprior.priors.patchwise import PatchPotential, PatchPrior
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.weight import Weight, WeightRule
 from napari_invprior.registry import register
@@ -106,6 +106,11 @@ class Variational(Solver):
         if not isinstance(prior, PatchPrior):
             raise InvalidInput("the variational solver needs a patch prior; choose one")
         x = (physics.start(y) if start is None else start).clone()
+        if self.parameters.optimiser == "lbfgs" and not isinstance(prior, PatchPotential):
+            raise InvalidInput(
+                f"the prior {prior.name!r} changes while it follows the image, which L-BFGS cannot "
+                "stand; set optimiser to 'adam'"
+            )
         working: Any = prior.for_run()
         objective = Objective(y, physics, noise, working, weight, self.parameters, seed)
         descend = self._adam if self.parameters.optimiser == "adam" else self._lbfgs

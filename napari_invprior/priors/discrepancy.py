@@ -1,0 +1,353 @@
+"""Priors that compare the distribution of an image's patches with that of the references.
+
+``g(x) = sum_s T(mu_s(x), nu_s)``: at every scale of a Gaussian pyramid, a transport cost between
+all patches of the image and a sample of reference patches. Written through its semi-dual
+(`transport.semi_dual`), the cost is the mean of a potential over the patches, as for any patch
+prior; but the potential, ``min_j |p - q_j|^2 - psi_j``, follows the image: each reconstruction
+adapts ``psi``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.jobs import Job, Message, Result, ShouldStop, Stage, never
+from napari_invprior.numerics.patches import (
+    DrawnPatches,
+    PatchGrid,
+    edges,
+)
+from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit
+from napari_invprior.parameters import Parameters, parameter
+from napari_invprior.priors.base import Map, Reference
+from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
+from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
+from napari_invprior.transport.semi_dual import Plan, SemiDual
+
+MAP_POINTS = 4000
+"""Patches of an image for which the potential of a map is solved."""
+EXACT, EXACT_ROUNDS = 1e-4, 20
+"""Accuracy of `PatchDiscrepancy.g`."""
+MEMORY = 0.9
+"""Share of the running mass that is kept from one step to the next."""
+BALANCED_ENOUGH = 0.5
+MOST_INNER_STEPS = 3
+
+Edge = Annotated[int, Field(ge=1, le=32)]
+
+
+class DiscrepancyParameters(Parameters):
+    """What all transport priors share."""
+
+    patch_size: Edge | tuple[Edge, ...] | None = parameter(
+        None, "Patch edge, one number or one per axis; empty is 6 in 2D and 4 in 3D.", unit="px"
+    )
+    scales: Annotated[int, Field(ge=1, le=6)] = parameter(
+        2, "Scales that are compared, each half as fine as the one before."
+    )
+    reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
+        10_000, "Patches drawn from the references at each scale; cost grows with them."
+    )
+    symmetries: bool = parameter(
+        False, "Also use turned and mirrored reference patches, for materials without direction.",
+        advanced=True,
+    )
+    channels: Literal["separate", "joint"] = parameter(
+        "separate", "Colours as images of their own, or together in one patch.", advanced=True
+    )
+
+
+class PatchDiscrepancy(PatchPrior):
+    """Transport cost between the patches of an image and those of the references.
+
+    Subclasses choose the form of transport by `_dual`.
+    """
+
+    Parameters: ClassVar[type[DiscrepancyParameters]]
+    parameters: DiscrepancyParameters
+    weight_scale = 350.0
+    balanced: ClassVar[bool] = False
+    """Whether every reference patch must be used as often as it occurs in the references."""
+
+    def __init__(
+        self, parameters: Any, *, ndim: int, channels: int = 1, device: str = "cpu"
+    ) -> None:
+        super().__init__(parameters, ndim=ndim, channels=channels, device=device)
+        self._scales: list[ReferencePatches] = []
+        self._range = (0.0, 1.0)
+        self._running: list[_Running] = []
+        self._pyramid: tuple[tuple[int, ...], Pyramid] | None = None
+
+    def _dual(self, reference: ReferencePatches) -> SemiDual:
+        """The transport problem to these reference patches."""
+        raise NotImplementedError
+
+    # --- use --------------------------------------------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self._scales)
+
+    @property
+    def scales(self) -> list[ReferencePatches]:
+        """Reference patches, the finest scale first."""
+        if not self._scales:
+            raise InvalidInput(f"the prior {self.name!r} has no reference patches yet; call fit")
+        return self._scales
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value of the reference patches."""
+        return self._range
+
+    @property
+    def running_imbalance(self) -> float:
+        """Largest share of the mass at the wrong reference patches, over the scales."""
+        return max((run.imbalance for run in self._running), default=1.0)
+
+    def for_run(self) -> PatchDiscrepancy:
+        working = copy.copy(self)
+        working._running = [_Running(self._dual(reference)) for reference in self.scales]
+        return working
+
+    def advice(self, space: Sequence[int]) -> str:
+        """What to consider before an image of this shape; empty for nothing."""
+        count = math.prod(max(0, n - p + 1) for n, p in zip(space, self.patch, strict=True))
+        if not self.balanced or count >= 100_000:
+            return ""
+        return (
+            f"the image holds {count} patches, too few to have the same statistics as the "
+            "references: balanced transport then forces structure into it that is not there; "
+            "choose the semi-unbalanced form"
+        )
+
+    def g(self, x: Tensor) -> Tensor:
+        return self._exact(x)[0]
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self._exact(x)[1]
+
+    def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient with the potential solved for all patches of each image."""
+        values, gradients = [], []
+        for image in x.split(1):
+            levels, slopes, total = self._levels(image), [], torch.zeros(1, dtype=torch.float64)
+            for level, reference in zip(levels, self.scales, strict=False):
+                planes = self.as_planes(level)
+                grid = self.patch_grid(planes.shape[2:])
+                patches = grid.extract(planes)
+                dual = self._dual(reference)
+                for _ in dual.solve(patches, EXACT, EXACT_ROUNDS):
+                    pass
+                total += dual.value(dual.plan(patches)).cpu()
+                divided = dual.plan(patches, max(dual.epsilon, dual.last_level))
+                slopes.append(grid.adjoint(_pull(patches, divided)).view_as(level))
+            values.append(total.to(x))
+            gradients.append(self._gathered(image, slopes))
+        return torch.cat(values), torch.cat(gradients)
+
+    def subset_value_and_grad(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        stride: int | Sequence[int] | None = None,
+        grid: PatchGrid | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        def places(planes: Tensor, scale: int) -> PatchGrid:
+            if grid is not None and scale == 0:
+                return grid
+            steps = self.patch if stride is None else edges(stride, self.ndim, "stride")
+            finer = [max(1, step // 2**scale) for step in steps]
+            return self.shifted_grid(planes.shape[2:], generator, finer)
+
+        return self._adapted(x, places)
+
+    def drawn_value_and_grad(
+        self, x: Tensor, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return self._adapted(x, lambda planes, _: self.drawn_patches(planes, count, generator))
+
+    def _adapted(
+        self, x: Tensor, places: Callable[[Tensor, int], PatchGrid | DrawnPatches]
+    ) -> tuple[Tensor, Tensor]:
+        """Value and gradient from some patches, after a step of the running potentials."""
+        if not self._running:
+            self._running = self.for_run()._running
+        slopes, total = [], torch.zeros((), dtype=torch.float64, device=x.device)
+        for scale, (level, run) in enumerate(zip(self._levels(x), self._running, strict=False)):
+            planes = self.as_planes(level)
+            here = places(planes, scale)
+            patches = here.extract(planes)
+            plan, value = run.follow(patches)
+            total += value
+            slopes.append(here.adjoint(_pull(patches, plan)).view_as(level))
+        # The images of a batch are one cloud; each counts as if it had the cost of all.
+        return total.to(x).expand(x.shape[0]), self._gathered(x, slopes) * x.shape[0]
+
+    def _levels(self, x: Tensor) -> list[Tensor]:
+        """The image at every scale at which it holds a patch and there are reference patches."""
+        space = tuple(x.shape[2:])
+        if self._pyramid is None or self._pyramid[0] != space:
+            count = scales_that_fit(space, self.patch, len(self.scales))
+            if count == 0:
+                raise InvalidInput(
+                    f"an image of {space} px is smaller than the patch of {self.patch} px; choose "
+                    "a smaller patch"
+                )
+            self._pyramid = space, Pyramid(space, count, x)
+        return self._pyramid[1].levels(x)
+
+    def _gathered(self, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        assert self._pyramid is not None
+        return self._pyramid[1].adjoint(slopes)
+
+    # --- maps -------------------------------------------------------------------------------
+
+    def maps(self, x: Tensor) -> Job:
+        """Which reference patch explains each place of the finest scale, and how well.
+
+        ``transport_cost`` is the mean squared distance ``|p - q|^2`` of the patches that cover a
+        sample; ``nearest_reference`` is 1 + the number of the reference patch of the patch whose
+        centre the sample is.
+        """
+        stage = Stage("maps", x.shape[0])
+        costs: list[Tensor] = []
+        indices: list[Tensor] = []
+        generator = torch.Generator().manual_seed(0)
+        for image in x.split(1):
+            planes = self.as_planes(image)
+            grid = self.patch_grid(planes.shape[2:])
+            patches = grid.extract(planes)
+            dual = self._dual(self.scales[0])
+            some = torch.randperm(patches.shape[1], generator=generator)[:MAP_POINTS]
+            for _ in dual.solve(patches[:, some.to(patches.device)].contiguous()):
+                yield stage.progress(len(costs))
+            index = dual.sites.nearest(patches, dual.psi)[1]
+            cost = (patches - self.scales[0].patches[:, index]).square_().sum(0)
+            weight = grid.multiplicity(dtype=x.dtype, device=x.device)
+            heat = grid.adjoint(cost.expand(math.prod(self.patch), -1).contiguous()) / weight
+            costs.append(heat.mean(0, keepdim=True))
+            places = index.view(len(planes), *grid.counts)[:1]
+            indices.append(_at_centres(places, self.patch, tuple(planes.shape[2:])) + 1)
+            yield stage.progress(len(costs))
+        yield Result(
+            [
+                Map("transport_cost", torch.cat(costs)),
+                Map("nearest_reference", torch.cat(indices)[:, None], "labels"),
+            ]
+        )
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def fit(
+        self, references: Sequence[Reference], *, seed: int = 0, should_stop: ShouldStop = never
+    ) -> Job:
+        stage = Stage("train", self.parameters.scales)
+        generator = torch.Generator().manual_seed(seed)
+        found: list[ReferencePatches] = []
+        for scale in range(self.parameters.scales):
+            drawn = draw_reference_patches(
+                references, self, scale, self.parameters.reference_patches, generator,
+                turned=self.parameters.symmetries,
+            )
+            if drawn is None:
+                yield Message(
+                    f"the picked regions are too small for {self.parameters.scales} scales; "
+                    f"{scale} are used (pick a larger region for more)", "warning",
+                )
+                break
+            found.append(drawn)
+            yield stage.progress(scale + 1, patches=drawn.patches.shape[1])
+            if should_stop():
+                break
+        finest = found[0].patches
+        self._range = float(finest.min()), float(finest.max())
+        self._scales, self._running = found, []
+        shown = torch.randperm(finest.shape[1], generator=generator)[:PREVIEW_PATCHES]
+        yield self.preview(finest[:, shown.to(finest.device)])
+        yield Result(self)
+
+    # --- keeping ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        found = {"range": torch.tensor(self._range, dtype=torch.float64)}
+        for scale, reference in enumerate(self.scales):
+            found[f"patches{scale}"] = reference.patches.cpu()
+            found[f"weights{scale}"] = reference.weights.cpu()
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        count = sum(name.startswith("patches") for name in state)
+        loaded = []
+        for scale in range(max(1, count)):
+            patches = _entry(state, f"patches{scale}", (self.dim, None))
+            weights = _entry(state, f"weights{scale}", (patches.shape[1],))
+            if float(weights.min()) <= 0:
+                raise InvalidInput(f"prior state: 'weights{scale}' holds values of 0 or less")
+            loaded.append(
+                ReferencePatches(patches.to(self.device), (weights / weights.sum()).to(self.device))
+            )
+        limits = _entry(state, "range", (2,))
+        self._range = (float(limits[0]), float(limits[1]))
+        self._scales, self._running = loaded, []
+
+
+class _Running:
+    """The potential of one scale as it follows a reconstruction."""
+
+    def __init__(self, dual: SemiDual) -> None:
+        self.dual = dual
+        self._mass: Tensor | None = None
+        self.imbalance = 1.0
+
+    def follow(self, patches: Tensor) -> tuple[Plan, Tensor]:
+        """Adapt the potential to these patches; more steps while the mass is badly placed."""
+        for _ in range(MOST_INNER_STEPS):
+            plan = self.dual.plan(patches)
+            value = self.dual.value(plan)
+            mass = plan.mass
+            self._mass = mass if self._mass is None else self._mass.lerp(mass, 1 - MEMORY)
+            self.imbalance = self.dual.imbalance(self._mass)
+            self.dual.ascend(plan)
+            if self.imbalance < BALANCED_ENOUGH:
+                break
+        return plan, value
+
+
+def _pull(patches: Tensor, plan: Plan) -> Tensor:
+    """Gradient of the mean potential in each patch, ``2/n (p_i - t_i)``."""
+    return torch.sub(patches, plan.targets).mul_(2 / patches.shape[1])
+
+
+def _at_centres(values: Tensor, patch: Sequence[int], space: tuple[int, ...]) -> Tensor:
+    """One value per patch (n, *counts) at the patches' centres; the rim repeats its neighbour."""
+    for axis, (p, n) in enumerate(zip(patch, space, strict=True), 1):
+        place = (torch.arange(n) - (p - 1) // 2).clamp(0, values.shape[axis] - 1)
+        values = values.index_select(axis, place.to(values.device))
+    return values
+
+
+def _entry(state: Mapping[str, Tensor], name: str, shape: tuple[int | None, ...]) -> Tensor:
+    """An entry of a state, float32; refused when missing, of another shape, or not finite."""
+    if name not in state:
+        raise InvalidInput(f"prior state: {name!r} is missing (given: {', '.join(state) or '-'})")
+    entry = state[name]
+    fits = entry.ndim == len(shape) and all(
+        want in (None, size) for want, size in zip(shape, entry.shape, strict=True)
+    )
+    if not fits or 0 in entry.shape or not entry.dtype.is_floating_point:
+        raise InvalidInput(
+            f"prior state: {name!r} is {tuple(entry.shape)} {entry.dtype}, expected floats of "
+            f"shape {shape}"
+        )
+    if not bool(torch.isfinite(entry).all()):
+        raise InvalidInput(f"prior state: {name!r} holds NaN or infinite values")
+    return entry.float()
