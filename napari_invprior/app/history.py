@@ -5,7 +5,10 @@ from __future__ import annotations
 from napari.components import ViewerModel
 from napari.layers import Layer
 
-from napari_invprior.app.layers import recipe_of
+from napari_invprior.app.layers import META, recipe_of
+
+MAP = "map"
+"""Role of layers that say something about a result."""
 
 
 class History:
@@ -23,7 +26,10 @@ class History:
 
     def results(self) -> list[Layer]:
         """Result layers, oldest first (those of an earlier session included)."""
-        return [layer for layer in self.viewer.layers if recipe_of(layer) is not None]
+        return [
+            layer for layer in self.viewer.layers
+            if recipe_of(layer) is not None and layer.metadata[META].get("role") != MAP
+        ]
 
     @property
     def shown(self) -> Layer | None:
@@ -37,6 +43,16 @@ class History:
         """Put a new result in front; the others are hidden, never removed."""
         self.viewer.add_layer(layer)
         self._show(layer)
+
+    def add_map(self, layer: Layer) -> None:
+        """Put a map below the results, hidden: it is looked at when it is asked for."""
+        layer.visible = False
+        layer.metadata[META]["role"] = MAP
+        shown = self.shown
+        self.viewer.add_layer(layer)
+        if shown is not None:
+            self.viewer.layers.move(len(self.viewer.layers) - 1, self.viewer.layers.index(shown))
+            self.viewer.layers.selection.active = shown
 
     def step(self, by: int) -> None:
         """Show an earlier (-1) or later (+1) result."""

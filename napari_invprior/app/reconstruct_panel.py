@@ -19,7 +19,8 @@ STEPS_PER_DECADE = 20
 LOWEST, HIGHEST = -6, 2
 """Decades of the weight slider."""
 
-STAGES = {"weight": "choosing the weight", "reconstruct": "reconstructing", "train": "training"}
+STAGES = {"weight": "choosing the weight", "reconstruct": "reconstructing", "train": "training",
+          "maps": "making maps"}
 
 
 class ReconstructPanel(Section):
@@ -62,7 +63,14 @@ class ReconstructPanel(Section):
                           self.again_clicked.emit)
         self.script = push("Copy as script", "Copy a Python script that does the same run.",
                            self.script_clicked.emit)
-        self.box.addLayout(row(self.run, self.cancel, 1, self.again, self.script, spacing=3))
+        self.maps = QCheckBox("Maps")
+        self.maps.setToolTip(
+            "Also show what the prior says about each place: where the result is implausible, and "
+            "which reference patch explains it. Takes some seconds more."
+        )
+        self.box.addLayout(
+            row(self.run, self.cancel, self.maps, 1, self.again, self.script, spacing=3)
+        )
         self.bar = progress_bar("How far the reconstruction is.")
         self.about = Line("Fit to the data, weight, and quality where the truth is known.", 2)
         self.box.addWidget(self.bar)
@@ -132,7 +140,8 @@ class ReconstructPanel(Section):
     def part(self) -> dict[str, Any]:
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
         weight = "auto" if self.automatic.isChecked() else self.weight_value()
-        return {"solver": self.solver.choice() | {"weight": weight}}
+        part: dict[str, Any] = {"solver": self.solver.choice() | {"weight": weight}}
+        return part | ({"maps": True} if self.maps.isChecked() else {})
 
     # ---- a running job
 

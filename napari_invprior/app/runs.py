@@ -14,7 +14,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_invprior.app import preferences
 from napari_invprior.app.controls import GOOD
 from napari_invprior.app.data_panel import DataPanel
-from napari_invprior.app.history import History
+from napari_invprior.app.history import MAP, History
 from napari_invprior.app.jobs import JobEnd, JobRunner
 from napari_invprior.app.layers import META, free_name, recipe_of, result_layer
 from napari_invprior.app.prior_panel import PriorPanel
@@ -235,17 +235,24 @@ class Runs(QObject):
     def _reconstructed(self, outcome: Any, wanted: Request) -> None:
         if outcome is None:
             return
+        maps: list[str] = []
         for output in outcome.layers:
             layer = result_layer(
                 output.array, output.geometry, wanted.observation,
                 name=free_name(self.viewer, output.name), rgb=output.rgb, kind=output.kind,
                 metadata={META: dict(output.metadata)},
             )
-            self.history.add(layer)
-            self.outcomes[layer] = outcome
+            if output.role == MAP:
+                maps.append(layer.name)
+                self.history.add_map(layer)
+            else:
+                self.history.add(layer)
+                self.outcomes[layer] = outcome
         panel = self.panels.result
         panel.about.say(f"{figures(outcome.metrics)} · {duration(outcome.seconds)}")
         panel.bar.setValue(panel.bar.maximum())
+        if maps:
+            self.said.emit(f"added below the result, hidden: {', '.join(maps)}", False)
         if outcome.metrics.get("weight"):
             panel.set_weight(outcome.metrics["weight"])
         if outcome.prior is not None and not self.panels.prior.fitted:

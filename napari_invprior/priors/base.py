@@ -136,6 +136,10 @@ class Prior(ABC):
         """What one reconstruction works with: a copy where the prior adapts itself to the image."""
         return self
 
+    def advice(self, space: Sequence[int]) -> str:
+        """What to consider before reconstructing an image of this shape; empty for nothing."""
+        return ""
+
     def maps(self, x: Tensor) -> Job:
         """What the prior has to say about each sample of ``x``; the `Result` is a list of `Map`."""
         yield Result([])

@@ -119,7 +119,6 @@ class PatchDiscrepancy(PatchPrior):
         return working
 
     def advice(self, space: Sequence[int]) -> str:
-        """What to consider before an image of this shape; empty for nothing."""
         count = math.prod(max(0, n - p + 1) for n, p in zip(space, self.patch, strict=True))
         if not self.balanced or count >= 100_000:
             return ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Preview
+from napari_invprior.jobs import Job, Preview, Result, Stage
 from napari_invprior.numerics.patches import (
     DrawnPatches,
     PatchGrid,
@@ -20,10 +20,13 @@ from napari_invprior.numerics.patches import (
     positions_inside,
     random_offset,
 )
-from napari_invprior.priors.base import Prior, Reference
+from napari_invprior.numerics.reflect import pad_reflect
+from napari_invprior.priors.base import Map, Prior, Reference
 
 PREVIEW_PATCHES = 64
 """Generated patches that the window shows beside the real ones."""
+MAP_BLOCK = 16_384
+"""Patches of a map that are judged in one go; bounds the time between two events."""
 
 
 class PatchPrior(Prior):
@@ -133,6 +136,31 @@ class PatchPotential(PatchPrior):
 
     def grad(self, x: Tensor) -> Tensor:
         return self._value_and_grad(x, self.patch_grid(x.shape[2:]), 1.0)[1]
+
+    def maps(self, x: Tensor) -> Job:
+        """``potential``: the mean potential of the patches that cover each sample.
+
+        Large where the prior finds the image implausible. Every second patch of an axis counts.
+        """
+        stage = Stage("maps", x.shape[0])
+        margins = [(p - 1, p - 1) for p in self.patch]
+        found: list[Tensor] = []
+        for image in x.split(1):
+            planes = self.as_planes(pad_reflect(image, margins))
+            grid = self.patch_grid(planes.shape[2:], [min(2, p) for p in self.patch])
+            patches = grid.extract(planes)
+            parts = []
+            for part in patches.split(MAP_BLOCK, dim=1):
+                parts.append(self.potential(part))
+                if stage.due():
+                    yield stage.progress(len(found))
+            spread = torch.cat(parts).expand(math.prod(self.patch), -1).contiguous()
+            weight = grid.multiplicity(dtype=x.dtype, device=x.device)
+            mean = (grid.adjoint(spread) / weight).mean(0, keepdim=True)
+            for axis, (low, high) in enumerate(margins, 2):
+                mean = mean.narrow(axis, low, mean.shape[axis] - low - high)
+            found.append(mean)
+        yield Result([Map("potential", torch.cat(found))])
 
     def subset_value_and_grad(
         self,

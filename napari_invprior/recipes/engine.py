@@ -23,7 +23,7 @@ from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forw
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.unobserved import Masked
-from napari_invprior.priors.base import Measurement, Prior, Reference
+from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.reconstruct.base import Solver
@@ -51,6 +51,8 @@ class OutputLayer:
         Provenance: the completed recipe, versions, digests, figures.
     rgb : bool
         Whether the last axis holds colours.
+    role : str
+        ``"result"``, or ``"map"`` for what a prior says about a result.
     """
 
     name: str
@@ -59,6 +61,7 @@ class OutputLayer:
     kind: str = "image"
     metadata: dict[str, Any] = field(default_factory=dict)
     rgb: bool = False
+    role: str = "result"
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,11 @@ def _run(
     image, metrics = yield from forward(
         _reconstruct(problem, prior, device, should_stop, start)
     )
-    layers = (_layer("reconstruction", image, problem),)
-    yield Result(_outcome(problem, layers, metrics, prior, start))
+    layers = [_layer("reconstruction", image, problem)]
+    if recipe.maps and prior is not None and not should_stop():
+        found: list[Map] = yield from forward(prior.maps(image.to(device)))
+        layers += [_map_layer(entry, problem) for entry in found]
+    yield Result(_outcome(problem, tuple(layers), metrics, prior, start))
 
 
 def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
@@ -261,6 +267,9 @@ def _reconstruct(
     assert problem.y is not None and problem.physics is not None and problem.noise is not None
     solver: Solver = recipe.solver.method.cls(recipe.solver.parameters)
     y = problem.y.to(device)
+    advice = "" if prior is None else prior.advice(problem.physics.in_shape(y.shape[2:]))
+    if advice:
+        yield Message(advice, "warning")
     weight = yield from forward(_weight(problem, solver, y, prior, should_stop))
     frames = []
     for index, frame in enumerate(y):
@@ -340,6 +349,21 @@ def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:
         geometry=problem.physics.grid(source.geometry),
         metadata=provenance(problem),
         rgb=source.rgb,
+    )
+
+
+def _map_layer(entry: Map, problem: Problem) -> OutputLayer:
+    """A map on the image's grid, without channel axis, in the prior's own unit."""
+    source = problem.observation
+    assert source is not None and problem.physics is not None
+    values = entry.values[:, 0].numpy(force=True)
+    return OutputLayer(
+        name=entry.name,
+        array=values.reshape(*source.frame_axes, *values.shape[1:]),
+        geometry=problem.physics.grid(source.geometry),
+        kind=entry.kind,
+        metadata=provenance(problem),
+        role="map",
     )
 
 

@@ -126,6 +126,9 @@ class Recipe(Parameters):
     rim: Annotated[int, Field(ge=0, le=10_000)] = parameter(
         0, "Border left out of the figures.", unit="px"
     )
+    maps: bool = parameter(
+        False, "Also give what the prior says about each place, as layers of their own."
+    )
     baselines: bool = parameter(True, "Compute named baselines where a truth is known.")
 
     @model_validator(mode="after")
