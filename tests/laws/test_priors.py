@@ -16,12 +16,15 @@ QUICK: dict[str, dict[str, Any]] = {
     "patchnr": {"hidden": 16, "blocks": 2, "steps": 60, "batch": 128},
     "gmm": {"components": 4, "steps": 4},
     "wasserstein": {"reference_patches": 100},
+    "adversarial": {"steps": 200, "width": 8, "learning_rate": 3e-3},
     "sinkhorn": {"reference_patches": 100, "blur": 0.1},
     "semi_unbalanced": {"reference_patches": 100, "blur": 0.1},
 }
 """Parameters that make a fit take a second."""
 
-LONG: dict[str, dict[str, Any]] = {"patchnr": {"steps": 50}, "gmm": {"steps": 50}}
+LONG: dict[str, dict[str, Any]] = {
+    "patchnr": {"steps": 50}, "gmm": {"steps": 50}, "adversarial": {"steps": 150},
+}
 """Parameters of a fit that can be stopped half-way."""
 
 PRIORS = [
