@@ -84,7 +84,7 @@ class AdversarialRegulariser(PatchPotential):
 
     Parameters = AdversarialParameters
     parameters: AdversarialParameters
-    weight_scale = 60.0
+    weight_scale = 120.0
 
     def __init__(
         self,
