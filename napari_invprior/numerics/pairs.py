@@ -57,6 +57,15 @@ class Pairs:
             if b > a:
                 yield k, slice(a, b)
 
+    def best(self) -> Tensor:
+        """The pair of the largest share for each patch (of equal ones the first), (n,)."""
+        n = self.values.numel()
+        largest = self.shares.new_zeros(n)
+        largest.scatter_reduce_(0, self.columns, self.shares, "amax")
+        ties = (self.shares == largest[self.columns]).nonzero()[:, 0]
+        first = self.columns.new_full((n,), len(self.shares))
+        return first.scatter_reduce_(0, self.columns[ties], ties, "amin")
+
 
 class PairwiseDensity(ABC):
     """A Gaussian mixture of which pairs are evaluated exactly.

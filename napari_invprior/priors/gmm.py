@@ -25,6 +25,7 @@ from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.state import check_entry
 from napari_invprior.registry import register
 
 Edge = Annotated[int, Field(ge=1, le=32)]
@@ -349,7 +350,7 @@ class GaussianMixture(PatchPotential):
             "range": (2,),
         }
         for name, shape in shapes.items():
-            _check_entry(state, name, shape)
+            check_entry(state, name, shape, "Gaussian mixture state")
         for name in ("weights", "values"):
             if float(state[name].min()) <= 0:
                 raise InvalidInput(f"Gaussian mixture state: {name!r} holds values of 0 or less")
@@ -360,20 +361,6 @@ class GaussianMixture(PatchPotential):
         self._range = (float(exact["range"][0]), float(exact["range"][1]))
         weights = exact["weights"] / exact["weights"].sum()
         self._adopt(Mixture(weights, exact["means"], exact["values"], exact["vectors"]))
-
-
-def _check_entry(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
-    """Refuse an entry of a state that is missing, of the wrong shape or type, or not finite."""
-    where = "Gaussian mixture state"
-    if name not in state:
-        raise InvalidInput(f"{where}: {name!r} is missing (given: {', '.join(state) or 'nothing'})")
-    entry = state[name]
-    if tuple(entry.shape) != shape or 0 in shape:
-        raise InvalidInput(f"{where}: {name!r} has shape {tuple(entry.shape)}, expected {shape}")
-    if not entry.dtype.is_floating_point:
-        raise InvalidInput(f"{where}: {name!r} has type {entry.dtype}, expected a float type")
-    if not bool(torch.isfinite(entry).all()):
-        raise InvalidInput(f"{where}: {name!r} holds NaN or infinite values")
 
 
 def _mean_nll(mixture: Mixture, patches: Tensor) -> float:

@@ -15,6 +15,7 @@ from napari_invprior.priors.patchwise import PatchPotential
 QUICK: dict[str, dict[str, Any]] = {
     "patchnr": {"hidden": 16, "blocks": 2, "steps": 60, "batch": 128},
     "gmm": {"components": 4, "steps": 4},
+    "pca_gmm": {"components": 4, "rank": 8, "steps": 4},
 }
 """Parameters that make a fit take a second."""
 
