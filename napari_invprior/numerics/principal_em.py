@@ -70,6 +70,16 @@ def enough(statistics: Statistics, fewest: float) -> tuple[Statistics, Tensor]:
     return (weights, means, covariances), kept
 
 
+def shrunk(statistics: Statistics, count: float) -> Statistics:
+    """Covariances mixed with the mean one of all components, which counts as so many patches."""
+    weights, means, covariances = statistics
+    if count == 0:
+        return statistics
+    mass = weights[:, None, None]
+    pooled = (mass * covariances).sum(0) / mass.sum()
+    return weights, means, (mass * covariances + count * pooled) / (mass + count)
+
+
 def rank_for(statistics: Statistics, share: float = EXPLAINED) -> int:
     """Directions per component that explain a share of the variance within components.
 
@@ -87,9 +97,9 @@ def rank_for(statistics: Statistics, share: float = EXPLAINED) -> int:
 
 
 def maximised(
-    moments: Moments, subspaces: Subspaces, before: LowRankMixture
-) -> tuple[LowRankMixture, int]:
-    """The maximisation step, and how many components had too few patches and were dropped."""
+    moments: Moments, subspaces: Subspaces, before: LowRankMixture, shrinkage: float = 0.0
+) -> LowRankMixture:
+    """The maximisation step; components of too few patches for their directions are dropped."""
     statistics, kept = enough(covariances_of(moments), 2 * subspaces.rank)
     start = before.vectors[kept] if subspaces.by_descent else None
-    return subspaces.mixture(*statistics, start), int((~kept).sum())
+    return subspaces.mixture(*shrunk(statistics, shrinkage), start)

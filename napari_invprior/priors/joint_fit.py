@@ -23,13 +23,17 @@ from napari_invprior.numerics.principal_em import (
     maximised,
     neighbour_start,
     rank_for,
+    shrunk,
 )
 from napari_invprior.numerics.regression import Regression
 from napari_invprior.numerics.subspaces import RELATIVE_FLOOR, Mode, Subspaces
+from napari_invprior.priors.joint_patches import JointDraws
 
 PATCHES_PER_COMPONENT = 10
 """A component needs so many patches."""
 USUAL_COMPONENTS = 20
+SHRINKAGE = 300.0
+"""Patches that the pooled covariance counts in mode ``auto``; the papers' modes have none."""
 PATIENCE = 3
 """Steps without a better held-out figure after which a fit ends."""
 Adopt = Callable[[LowRankMixture], None]
@@ -44,6 +48,15 @@ class Plan:
     rank: int | None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How well a plan did at its best, and after how many steps."""
+
+    score: float
+    plan: Plan
+    steps: int
+
+
 class JointFit:
     """One training.
 
@@ -53,8 +66,8 @@ class JointFit:
         The parameters of the PCA-GMM.
     unseen : int
         Numbers of the good patch; the others are seen.
-    train, held_out : Tensor
-        Joint patches (D, N) and (D, M) in random order.
+    draws : JointDraws
+        Joint patches.
     generator : torch.Generator
         Source of randomness.
     """
@@ -63,41 +76,97 @@ class JointFit:
         self,
         parameters: Any,
         unseen: int,
-        train: Tensor,
-        held_out: Tensor,
+        draws: JointDraws,
         generator: torch.Generator,
     ) -> None:
         self._parameters, self._unseen = parameters, unseen
-        self._train, self._held_out, self._generator = train, held_out, generator
-        spread = covariance(train)[1]
+        self._train, self._held_out, self._all = draws.train, draws.held_out, draws.patches
+        self._generator = generator
+        automatic = SHRINKAGE if parameters.mode == "auto" else 0.0
+        given = parameters.shrinkage
+        self._shrinkage: float = automatic if given is None else given
+        spread = covariance(draws.train)[1]
         self._floor = RELATIVE_FLOOR * float(spread.trace()) / len(spread)
-        self._best = float("inf")
-        self._dropped = 0
 
     def run(
         self, before: LowRankMixture | None, adopt: Adopt, should_stop: ShouldStop
     ) -> Iterator[Event]:
         """Train; ``adopt`` is called with every mixture that is better than those before."""
-        if before is not None:
-            self._best = self._score(before)
-            plans = [Plan(before.components, self._mode_of(before), before.rank)]
-        else:
-            plans = self._plans()
-        stage = Stage("train", self._parameters.steps * len(plans))
+        plans = self._plans() if before is None else [self._plan_of(before)]
+        again = 0 if before is not None else 1
+        stage = Stage("train", self._parameters.steps * (len(plans) + again))
         yield stage.progress(0)
         losses = {"gaussian": self._nll(self._gaussian())}
+        best = Trial(float("inf") if before is None else self._score(before), plans[0], 0)
         for number, plan in enumerate(plans):
-            yield from self._follow(plan, number, before, adopt, stage, losses, should_stop)
+            mixture, subspaces = self._start(plan, self._train) if before is None else (
+                before, self._subspaces(plan, None)
+            )
+            worse, last = 0, float("inf")
+            for step in range(self._parameters.steps + 1):
+                score = self._score(mixture)
+                worse += 1
+                if score < best.score:
+                    adopt(mixture)
+                    best, worse = Trial(score, plan, step), 0
+                if worse > PATIENCE or step == self._parameters.steps:
+                    break
+                moments = Moments(mixture, self._train.dtype)
+                done = number * self._parameters.steps + step
+                yield from self._expect(moments, self._train, stage, done, losses, should_stop)
+                if should_stop():
+                    return
+                losses["train"] = moments.mean_nll
+                mixture = maximised(moments, subspaces, mixture, self._shrinkage)
+                losses["held_out"] = self._nll(mixture)
+                yield stage.progress(done + 1, **losses)
+                if last - moments.mean_nll < self._parameters.tolerance:
+                    break
+                last = moments.mean_nll
+        if before is None:
+            yield from self._repeat(best, adopt, stage, losses, should_stop)
+
+    def _repeat(
+        self,
+        best: Trial,
+        adopt: Adopt,
+        stage: Stage,
+        losses: dict[str, float],
+        should_stop: ShouldStop,
+    ) -> Iterator[Event]:
+        """The best trial once more, now from all patches: held-out ones are patches too."""
+        mixture, subspaces = self._start(best.plan, self._all)
+        wanted = self._parameters.components or best.plan.components
+        for done in range(stage.total - best.steps, stage.total):
+            moments = Moments(mixture, self._train.dtype)
+            yield from self._expect(moments, self._all, stage, done, losses, should_stop)
             if should_stop():
                 return
-        wanted = self._parameters.components
-        if self._dropped or (wanted or 0) > plans[-1].components:
-            kept = plans[-1].components - self._dropped
+            mixture = maximised(moments, subspaces, mixture, self._shrinkage)
+            yield stage.progress(done + 1, **losses)
+        adopt(mixture)
+        if mixture.components < wanted:
             yield Message(
-                f"{wanted or plans[-1].components} components need more patches than the "
-                f"{self._train.shape[1]} there are; {kept} components are used",
+                f"{wanted} components need more patches than the {self._all.shape[1]} there are; "
+                f"{mixture.components} components are used",
                 "warning",
             )
+
+    @staticmethod
+    def _expect(
+        moments: Moments,
+        patches: Tensor,
+        stage: Stage,
+        done: int,
+        losses: dict[str, float],
+        should_stop: ShouldStop,
+    ) -> Iterator[Event]:
+        """An expectation step, with events; left early when the user stops."""
+        for _ in moments.add(patches):
+            if should_stop():
+                return
+            if stage.due():
+                yield stage.progress(done, **losses)
 
     # --- plans ------------------------------------------------------------------------------
 
@@ -120,11 +189,12 @@ class JointFit:
             plans = [plan for plan in plans if plan.components > 1 or plan.mode == "full"]
         return plans
 
-    def _mode_of(self, mixture: LowRankMixture) -> Mode:
-        if mixture.rank == mixture.dim:
-            return "full"
+    def _plan_of(self, mixture: LowRankMixture) -> Plan:
+        """How a mixture that is there was fitted."""
         mode: Mode = "hddc" if self._parameters.mode == "auto" else self._parameters.mode
-        return mode
+        if mixture.rank == mixture.dim:
+            mode = "full"
+        return Plan(mixture.components, mode, mixture.rank)
 
     def _subspaces(self, plan: Plan, statistics: Statistics | None) -> Subspaces:
         rank = len(self._train)
@@ -139,60 +209,16 @@ class JointFit:
             self._parameters.optimiser == "palm",
         )
 
-    def _start(self, plan: Plan) -> tuple[LowRankMixture, Subspaces]:
+    def _start(self, plan: Plan, patches: Tensor) -> tuple[LowRankMixture, Subspaces]:
         if self._parameters.start == "neighbours" and plan.components > 1:
-            statistics = neighbour_start(self._train, plan.components, self._generator)
+            statistics = neighbour_start(patches, plan.components, self._generator)
         else:
-            statistics = k_means_start(self._train, plan.components, self._generator)
+            statistics = k_means_start(patches, plan.components, self._generator)
         subspaces = self._subspaces(plan, statistics)
-        statistics, kept = enough(statistics, 2 * subspaces.rank)
-        self._dropped = int((~kept).sum())
-        return subspaces.mixture(*statistics), subspaces
+        statistics, _ = enough(statistics, 2 * subspaces.rank)
+        return subspaces.mixture(*shrunk(statistics, self._shrinkage)), subspaces
 
-    # --- steps ------------------------------------------------------------------------------
-
-    def _follow(
-        self,
-        plan: Plan,
-        number: int,
-        before: LowRankMixture | None,
-        adopt: Adopt,
-        stage: Stage,
-        losses: dict[str, float],
-        should_stop: ShouldStop,
-    ) -> Iterator[Event]:
-        """Steps of one plan, until nothing is gained."""
-        if before is None:
-            mixture, subspaces = self._start(plan)
-            self._consider(mixture, adopt)
-        else:
-            mixture, subspaces = before, self._subspaces(plan, None)
-        done = number * self._parameters.steps
-        last, worse, lowest = float("inf"), 0, float("inf")
-        for step in range(done + 1, done + self._parameters.steps + 1):
-            moments = Moments(mixture, self._train.dtype)
-            for _ in moments.add(self._train):
-                if should_stop():
-                    return
-                if stage.due():
-                    yield stage.progress(step - 1, **losses)
-            mixture, dropped = maximised(moments, subspaces, mixture)
-            self._dropped += dropped
-            score = self._consider(mixture, adopt)
-            worse = 0 if score < lowest else worse + 1
-            lowest = min(lowest, score)
-            losses |= {"train": moments.mean_nll, "held_out": self._nll(mixture)}
-            yield stage.progress(step, **losses)
-            if last - moments.mean_nll < self._parameters.tolerance or worse >= PATIENCE:
-                break
-            last = moments.mean_nll
-
-    def _consider(self, mixture: LowRankMixture, adopt: Adopt) -> float:
-        score = self._score(mixture)
-        if score < self._best:
-            self._best = score
-            adopt(mixture)
-        return score
+    # --- figures
 
     def _score(self, mixture: LowRankMixture) -> float:
         """What the held-out patches say; less is better."""

@@ -21,7 +21,8 @@ from napari_invprior.physics.blocks import block_factor, magnification, to_block
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Measurement, Reference
 
-CHUNK = 65536
+FEWEST_HELD_OUT = 20
+HELD_OUT_LIMIT = 10_000
 TRACE = 1e-4
 """A poor sample counts as unknown where more than this share of its light is unknown."""
 MAX_SHIFT = 0.5
@@ -173,16 +174,29 @@ def alignment_warnings(references: Sequence[Reference]) -> Iterator[Message]:
 
 @dataclass(frozen=True)
 class JointDraws:
-    """Joint patches as columns.
+    """Joint patches as columns, each part in random order.
 
     Attributes
     ----------
+    patches : Tensor
+        (D, N): the good patch, then the poor one where there is a pair. First those to train on,
+        then those that overlap held-out ones, at last those held out.
     train, held_out : Tensor
-        (D, N) and (D, M): the good patch, then the poor one where there is a pair.
+        The first and the last part.
     """
 
+    patches: Tensor
     train: Tensor
     held_out: Tensor
+
+    def to(self, device: torch.device) -> JointDraws:
+        """The same on a device; with too few held out, the training patches stand in."""
+        patches = self.patches.to(device)
+        train = patches[:, : self.train.shape[1]]
+        held_out = patches[:, patches.shape[1] - self.held_out.shape[1] :]
+        if held_out.shape[1] < FEWEST_HELD_OUT:
+            held_out = train
+        return JointDraws(patches, train, held_out[:, :HELD_OUT_LIMIT])
 
 
 def draw_joint(
@@ -207,21 +221,34 @@ def draw_joint(
         layers, valid = _layers(pair, patch)
         if valid is not None and bool(valid.any()):
             small = layers[-1][1].patch
-            sites.append((layers, split_positions(valid, small, generator), int(valid.sum())))
-    share = min(1.0, most / max(1, sum(count for *_, count in sites)))
-    drawn: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for layers, split, _ in sites:
-        for found, chosen in zip(drawn, split, strict=True):
-            places = chosen.flatten().nonzero()[:, 0]
-            order = torch.randperm(len(places), generator=generator)
-            places = places[order[: max(1, int(share * len(places)))]]
-            found += [
-                torch.cat([gather_patches(image, grid, part) for image, grid in layers])
-                for part in places.split(CHUNK)
-                if len(part)
-            ]
-    train, held_out = (torch.cat(d, 1) if d else torch.empty(0, 0) for d in drawn)
-    return JointDraws(_shuffled(train, generator), _shuffled(held_out, generator))
+            train, held_out = split_positions(valid, small, generator)
+            sites.append((layers, (train, valid & ~train & ~held_out, held_out)))
+    total = sum(int(part.sum()) for _, parts in sites for part in parts)
+    share = min(1.0, most / max(1, total))
+    drawn: list[Tensor] = []
+    counts = []
+    for number in range(3):
+        found = [
+            _gathered(layers, parts[number], share, generator) for layers, parts in sites
+        ]
+        joint = torch.cat(found, 1) if found else torch.empty(0, 0)
+        drawn.append(joint[:, torch.randperm(joint.shape[1], generator=generator)])
+        counts.append(joint.shape[1])
+    patches = torch.cat(drawn, 1)
+    return JointDraws(patches, patches[:, : counts[0]], patches[:, counts[0] + counts[1] :])
+
+
+def _gathered(
+    layers: list[tuple[Tensor, PatchGrid]],
+    chosen: Tensor,
+    share: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """A random share of the patches at the chosen positions, one layer below the other."""
+    places = chosen.flatten().nonzero()[:, 0]
+    if share < 1:
+        places = places[torch.rand(len(places), generator=generator) < share]
+    return torch.cat([gather_patches(image, grid, places) for image, grid in layers])
 
 
 def _layers(
@@ -245,8 +272,3 @@ def _layers(
     valid = valid_positions(pair.high, pair.high_mask, every)[steps]
     valid &= valid_positions(pair.low, pair.low_mask, low)
     return [(pair.high, high), (pair.low, low)], valid
-
-
-def _shuffled(patches: Tensor, generator: torch.Generator) -> Tensor:
-    """Columns in random order: any first part of them is then a random choice."""
-    return patches[:, torch.randperm(patches.shape[1], generator=generator)]

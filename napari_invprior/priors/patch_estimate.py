@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from napari_invprior.jobs import Job, Result, ShouldStop, Stage
 from napari_invprior.numerics.pairs import PairwiseDensity
 from napari_invprior.numerics.patches import PatchGrid
-from napari_invprior.numerics.reflect import pad_reflect
 from napari_invprior.numerics.regression import Regression
 
 SLAB_PATCHES = 16_384
@@ -23,8 +21,8 @@ class PatchEstimate:
     """Predicts a good patch for every poor one and averages them where they overlap.
 
     A sample at distance ``r`` from the centre of its patch has the weight
-    ``exp(-gamma / 2 |r|^2)``. The poor image is continued by its mirror image, so that samples at
-    the border are covered as often as the others.
+    ``exp(-gamma / 2 |r|^2)``. The poor image is not continued beyond its border: mirrored data
+    were measured to change nothing at best (docs/methods.md).
 
     Parameters
     ----------
@@ -36,8 +34,6 @@ class PatchEstimate:
         Good samples per poor sample.
     gamma : float
         Decay of the weights, 1 / px^2.
-    mirrored : bool
-        Whether to continue the poor image.
     """
 
     def __init__(
@@ -47,11 +43,9 @@ class PatchEstimate:
         small: Sequence[int],
         factor: Sequence[int],
         gamma: float,
-        mirrored: bool = True,
     ) -> None:
         self._regression = regression
         self._patch, self._small, self._factor = tuple(patch), tuple(small), tuple(factor)
-        self._margin = [s - 1 if mirrored else 0 for s in small]
         self._lines = [
             torch.exp(-0.5 * gamma * (torch.arange(p) - 0.5 * (p - 1)) ** 2) for p in patch
         ]
@@ -62,36 +56,30 @@ class PatchEstimate:
         The variance is the patches' own, averaged like them. Lines not reached when the user
         stops hold the nearest data.
         """
-        space, margin = tuple(y.shape[2:]), self._margin
-        wide = pad_reflect(y, [(m, m) for m in margin])
-        rows = wide.shape[2] - self._small[0] + 1
-        fine = [n * f for n, f in zip(wide.shape[2:], self._factor, strict=True)]
+        grid = PatchGrid(y.shape[2:], self._small)
+        rows = grid.counts[0]
+        fine = [n * f for n, f in zip(grid.space, self._factor, strict=True)]
         total, variance = (y.new_zeros((*y.shape[:2], *fine)) for _ in range(2))
         reached = y.new_zeros(fine[0])
         stage = Stage("reconstruct", rows)
-        for first, last in _slabs(rows, math.prod(fine[1:]) // math.prod(self._factor[1:])):
-            self._slab(wide, first, last, total, variance, reached)
+        for first, last in _slabs(rows, math.prod(grid.counts[1:])):
+            self._slab(y, first, last, total, variance, reached)
             if stage.due() or last == rows:
                 yield stage.progress(last)
             if should_stop():
                 break
-        inner: Any = (..., *(
-            slice(m * f, (m + n) * f)
-            for m, n, f in zip(margin, space, self._factor, strict=True)
-        ))
         weight = self._weight(fine, reached)
         nearest = y
         for axis, f in enumerate(self._factor, 2):
             nearest = nearest.repeat_interleave(f, axis)
-        weight, total, variance = (x[inner] for x in (weight, total, variance))
         image = torch.where(weight > 0, total / weight, nearest)
         yield Result((image, torch.where(weight > 0, variance / weight, 0.0)))
 
     def _slab(
-        self, wide: Tensor, first: int, last: int, total: Tensor, variance: Tensor, reached: Tensor
+        self, y: Tensor, first: int, last: int, total: Tensor, variance: Tensor, reached: Tensor
     ) -> None:
         """Add the patches whose first row is ``first`` to ``last - 1``."""
-        part = wide[:, :, first : last + self._small[0] - 1]
+        part = y[:, :, first : last + self._small[0] - 1]
         poor = PatchGrid(part.shape[2:], self._small).extract(part)
         result = self._regression(poor, variance=True)
         start = first * self._factor[0]

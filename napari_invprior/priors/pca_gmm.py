@@ -19,6 +19,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.joint_fit import JointFit
 from napari_invprior.priors.joint_patches import (
+    JointDraws,
     Registered,
     alignment_warnings,
     draw_joint,
@@ -34,8 +35,6 @@ from napari_invprior.registry import register
 Edge = Annotated[int, Field(ge=1, le=64)]
 
 FEWEST_PATCHES = 100
-FEWEST_HELD_OUT = 20
-HELD_OUT_LIMIT = 10_000
 ESTIMATES = 64
 """Standard deviations of so many estimates are kept for `PcaMixture.maps`."""
 
@@ -71,6 +70,11 @@ class PcaMixtureParameters(Parameters):
     gamma: Annotated[float, Field(ge=0, le=10)] = parameter(
         0.12, "How fast the weight of a patch falls with the distance from its centre.",
         unit="1/px squared", advanced=True,
+    )
+    shrinkage: Annotated[float, Field(ge=0, le=1e6)] | None = parameter(
+        None,
+        "Weight of the mean covariance in that of each component; empty: 300 in mode auto, else 0.",
+        unit="patches", advanced=True,
     )
     combine: Literal["mean", "best"] = parameter(
         "mean", "A patch is the posterior mean over all components, or that of the best one.",
@@ -302,19 +306,20 @@ class PcaMixture(PatchPotential):
             )
         try:
             self._set_factor(factor)
-            train, held_out = self._patches(references, usable, generator)
+            draws = self._patches(references, usable, generator)
         except InvalidInput:
             self.factor, self.patch = before
             raise
         known = usable is not None and all(r.pair is None for r in references)
         if known and not self.is_fitted:
             self._noise = self._level(usable, references)
-        low, high = float(train[: self.dim].min()), float(train[: self.dim].max())
+        good = draws.patches[: self.dim]
+        low, high = float(good.min()), float(good.max())
         if self.is_fitted:
             low, high = min(low, self._range[0]), max(high, self._range[1])
         self._range = (low, high)
         start = self._mixture
-        fit = JointFit(self.parameters, self.dim, train, held_out, generator)
+        fit = JointFit(self.parameters, self.dim, draws, generator)
         yield from fit.run(start, self._adopt, should_stop)
         yield self.preview(self.sample_patches(PREVIEW_PATCHES))
         yield Result(self)
@@ -331,8 +336,8 @@ class PcaMixture(PatchPotential):
         references: Sequence[Reference],
         measurement: Measurement | None,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Training and held-out joint patches as columns."""
+    ) -> JointDraws:
+        """Joint patches to train on and held out."""
         planes: list[Registered | tuple[Tensor, Tensor]] = []
         for reference in references:
             pair = registered(reference, measurement, generator) if self.factor else None
@@ -348,20 +353,19 @@ class PcaMixture(PatchPotential):
                 mask = mask if reference.mask is None else mask & reference.mask
                 planes += [(plane, mask) for plane in self.as_planes(reference.image[None])]
         draws = draw_joint(planes, self.patch, generator, self.parameters.max_patches)
-        train, held_out = draws.train, draws.held_out
-        if train.shape[1] < FEWEST_PATCHES:
+        count = draws.patches.shape[1]
+        if draws.train.shape[1] < FEWEST_PATCHES:
             raise InvalidInput(
-                f"the references hold {train.shape[1]} patches of {self.patch} px to learn from; "
+                f"the references hold {count} patches of {self.patch} px to learn from; "
                 f"at least {FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
             )
-        if float(train[: self.dim].std()) < 1e-6:
+        good = draws.patches[: self.dim]
+        if float(good.std()) < 1e-6:
             raise InvalidInput(
-                f"the references are constant (value {float(train[: self.dim].mean()):.4g}); pick "
-                "a region that shows the material"
+                f"the references are constant (value {float(good.mean()):.4g}); pick a region that "
+                "shows the material"
             )
-        if held_out.shape[1] < FEWEST_HELD_OUT:
-            held_out = train
-        return train.to(self.device), held_out[:, :HELD_OUT_LIMIT].to(self.device)
+        return draws.to(self.device)
 
     # --- keeping ----------------------------------------------------------------------------
 
