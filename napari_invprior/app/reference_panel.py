@@ -9,7 +9,7 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Shapes
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QSpinBox, QWidget
+from qtpy.QtWidgets import QLabel, QSpinBox, QWidget
 from superqt.utils import qthrottled
 
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Section, push, row
@@ -63,12 +63,13 @@ class ReferencePanel(Section):
             row(self.pick, self.size, self.rectangle, self.polygon, self.paint, self.clear,
                 spacing=3)
         )
-        self.pair = Picker(
-            "The poor image of the same place as the reference, registered to it. Without one it "
-            "is made from the reference by the physics of step 1.", self.changed.emit,
-        )
+        tip = ("The poor image of the same place as the reference, registered to it. Without one "
+               "it is made from the reference by the physics of step 1.")
+        self.pair = Picker(tip, self.changed.emit)
+        label = QLabel("low-resolution pair")
+        label.setToolTip(tip)
         self.paired = QWidget()
-        self.paired.setLayout(row("low-resolution pair", self.pair))
+        self.paired.setLayout(row(label, self.pair))
         self.paired.hide()
         self.box.addWidget(self.paired)
         self.about = Line(
