@@ -34,6 +34,9 @@ PATCHES_PER_COMPONENT = 10
 USUAL_COMPONENTS = 20
 SHRINKAGE = 300.0
 """Patches that the pooled covariance counts in mode ``auto``; the papers' modes have none."""
+MIXTURE_BONUS = 0.015
+"""Share of the squared error by which one Gaussian must win: the final fit has an eighth more
+patches than the trials, from which mixtures gain more (goldhill: 0.4 dB were lost without)."""
 PATIENCE = 3
 """Steps without a better held-out figure after which a fit ends."""
 Adopt = Callable[[LowRankMixture], None]
@@ -180,14 +183,11 @@ class JointFit:
         else:
             modes = ["hddc"] if given.rank is not None else ["hddc", "full"]
         counts = [components] if given.components else [1, components]
-        plans = [
+        return [
             Plan(count, mode, None if mode == "full" else given.rank)
             for count in counts
             for mode in modes
         ]
-        if given.components is None and given.mode == "auto":
-            plans = [plan for plan in plans if plan.components > 1 or plan.mode == "full"]
-        return plans
 
     def _plan_of(self, mixture: LowRankMixture) -> Plan:
         """How a mixture that is there was fitted."""
@@ -226,7 +226,8 @@ class JointFit:
             return self._nll(mixture)
         regression = Regression(mixture, self._unseen, dtype=self._train.dtype)
         predicted = regression(self._held_out[self._unseen :]).mean
-        return float(((predicted - self._held_out[: self._unseen]) ** 2).double().mean())
+        error = float(((predicted - self._held_out[: self._unseen]) ** 2).double().mean())
+        return error * (1 - MIXTURE_BONUS) if mixture.components > 1 else error
 
     def _nll(self, mixture: LowRankMixture) -> float:
         """Mean ``-log p`` of held-out patches without ``d/2 log 2 pi``."""

@@ -153,7 +153,7 @@ def misalignment(pair: Registered) -> tuple[float, ...]:
         coarse = coarse.unflatten(axis, (-1, f)).mean(axis + 1)
     images = [torch.nan_to_num(x, nan=float(x.nanmean())).numpy(force=True) for x in (coarse, low)]
     shift, _, _ = phase_cross_correlation(*images, upsample_factor=10)
-    return tuple(-float(s) for s in shift)
+    return tuple(0.0 - float(s) for s in shift)
 
 
 def alignment_warnings(references: Sequence[Reference]) -> Iterator[Message]:

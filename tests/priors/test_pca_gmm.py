@@ -64,9 +64,9 @@ def solved(prior, physics, truth, noise=NOISE) -> tuple[torch.Tensor, torch.Tens
     ids=["x2", "circular corner", "x4 corner", "x3", "x2 along one axis", "valid", "deblurring"],
 )
 def test_one_pass_beats_the_start_for_every_operator(physics):
-    prior = learnt(physics, Reference(photograph("brick-reference")))
+    prior = learnt(physics, Reference(photograph("gravel-reference", 256)))
     window = tuple(slice(0, n) for n in physics.fitting_shape((96, 84)))
-    truth = photograph("brick-test")[(slice(None), *window)]
+    truth = photograph("gravel-test")[(slice(None), *window)]
     x, y = solved(prior, physics, truth)
     rim = 12
     assert x.shape[1:] == truth.shape
@@ -80,7 +80,7 @@ def test_volumes():
     truth = torch.from_numpy(binary_volume((20, 24, 22), seed=1, width=2.5))[None]
     x, y = solved(prior, physics, truth)
     assert x.shape[1:] == truth.shape
-    assert psnr(x, truth[None], 4) > psnr(physics.start(y), truth[None], 4) + 1
+    assert psnr(x, truth[None], 4) > psnr(physics.start(y), truth[None], 4) + 0.5
 
 
 def test_a_given_pair_teaches_an_operator_that_nobody_knows():
@@ -122,7 +122,7 @@ def test_more_noise_than_in_training_is_allowed_for():
     assert psnr(allowed, truth[None], 8) > psnr(plain, truth[None], 8) + 1
     assert prior.at_noise(0.005**2) is prior
     x, _ = solved(prior, physics, truth, loud)
-    assert torch.equal(x, allowed)
+    assert torch.allclose(x, allowed, atol=1e-4)
 
 
 def test_the_posterior_spread_covers_the_error_and_maps_lie_on_the_image():
@@ -273,7 +273,7 @@ def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(InvalidInput, match="train the prior for this operator"):
         solved(prior, operator(4), photograph("brick-test", 80)[:, :, :64])
     with pytest.raises(InvalidInput, match="train a new one"):
-        run(prior.fit([pair], measurement=Measurement(None, operator(4), NOISE)))
+        run(prior.fit([Reference(fine)], measurement=Measurement(None, operator(4), NOISE)))
     assert prior.factor == (2, 2)
 
 
