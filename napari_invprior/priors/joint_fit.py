@@ -139,7 +139,7 @@ class JointFit:
     ) -> Iterator[Event]:
         """The best trial once more, now from all patches: held-out ones are patches too."""
         mixture, subspaces = self._start(best.plan, self._all)
-        wanted = self._parameters.components or best.plan.components
+        wanted = self._parameters.components
         for done in range(stage.total - best.steps, stage.total):
             moments = Moments(mixture, self._train.dtype)
             yield from self._expect(moments, self._all, stage, done, losses, should_stop)
@@ -148,7 +148,7 @@ class JointFit:
             mixture = maximised(moments, subspaces, mixture, self._shrinkage)
             yield stage.progress(done + 1, **losses)
         adopt(mixture)
-        if mixture.components < wanted:
+        if wanted is not None and mixture.components < wanted:
             yield Message(
                 f"{wanted} components need more patches than the {self._all.shape[1]} there are; "
                 f"{mixture.components} components are used",

@@ -6,7 +6,7 @@ is given (`Reference.pair`) or made from the good one by the operator and its no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from napari_invprior.physics.blocks import block_factor, magnification, to_block
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Measurement, Reference
 
-FEWEST_HELD_OUT = 20
+FEWEST_PATCHES, FEWEST_HELD_OUT = 100, 20
 HELD_OUT_LIMIT = 10_000
 TRACE = 1e-4
 """A poor sample counts as unknown where more than this share of its light is unknown."""
@@ -143,6 +143,34 @@ def _inside(space: tuple[int, ...], physics: Physics) -> Tensor:
     return inside
 
 
+def joint_planes(
+    references: Sequence[Reference],
+    measurement: Measurement | None,
+    factor: tuple[int, ...] | None,
+    as_planes: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> list[Registered | tuple[Tensor, Tensor]]:
+    """The references plane by plane: in register, or (image, mask) where there is no ``factor``.
+
+    A reference without a pair is left out where others have one and no operator is known.
+    """
+    planes: list[Registered | tuple[Tensor, Tensor]] = []
+    for reference in references:
+        if factor is None:
+            mask = torch.isfinite(reference.image).all(0)
+            mask = mask if reference.mask is None else mask & reference.mask
+            planes += [(plane, mask) for plane in as_planes(reference.image[None])]
+            continue
+        pair = registered(reference, measurement, generator)
+        if pair is not None:
+            highs, lows = as_planes(pair.high[None]), as_planes(pair.low[None])
+            planes += [
+                Registered(high, low, pair.high_mask, pair.low_mask)
+                for high, low in zip(highs, lows, strict=True)
+            ]
+    return planes
+
+
 def misalignment(pair: Registered) -> tuple[float, ...]:
     """Shift of the poor image against the good one by phase correlation, in poor samples."""
     from skimage.registration import phase_cross_correlation
@@ -190,12 +218,12 @@ class JointDraws:
     held_out: Tensor
 
     def to(self, device: torch.device) -> JointDraws:
-        """The same on a device; with too few held out, the training patches stand in."""
+        """The same on a device; where either part holds too few patches, all stand in for both."""
         patches = self.patches.to(device)
         train = patches[:, : self.train.shape[1]]
         held_out = patches[:, patches.shape[1] - self.held_out.shape[1] :]
-        if held_out.shape[1] < FEWEST_HELD_OUT:
-            held_out = train
+        if held_out.shape[1] < FEWEST_HELD_OUT or train.shape[1] < FEWEST_PATCHES:
+            train = held_out = patches
         return JointDraws(patches, train, held_out[:, :HELD_OUT_LIMIT])
 
 

@@ -19,22 +19,27 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.joint_fit import JointFit
 from napari_invprior.priors.joint_patches import (
+    FEWEST_PATCHES,
     JointDraws,
-    Registered,
     alignment_warnings,
     draw_joint,
     factor_of,
-    registered,
+    joint_planes,
     usable_measurement,
 )
 from napari_invprior.priors.patch_estimate import PatchEstimate, label_and_likelihood
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
-from napari_invprior.priors.state import check_entry
+from napari_invprior.priors.state import (
+    check_entry,
+    check_orthonormal,
+    check_positive,
+    geometry_of,
+)
 from napari_invprior.registry import register
 
+WHERE = "PCA-GMM state"
 Edge = Annotated[int, Field(ge=1, le=64)]
 
-FEWEST_PATCHES = 100
 ESTIMATES = 64
 """Standard deviations of so many estimates are kept for `PcaMixture.maps`."""
 
@@ -338,23 +343,10 @@ class PcaMixture(PatchPotential):
         generator: torch.Generator,
     ) -> JointDraws:
         """Joint patches to train on and held out."""
-        planes: list[Registered | tuple[Tensor, Tensor]] = []
-        for reference in references:
-            pair = registered(reference, measurement, generator) if self.factor else None
-            if pair is not None:
-                planes += [
-                    Registered(high, low, pair.high_mask, pair.low_mask)
-                    for high, low in zip(
-                        self.as_planes(pair.high[None]), self.as_planes(pair.low[None]), strict=True
-                    )
-                ]
-            elif self.factor is None:
-                mask = torch.isfinite(reference.image).all(0)
-                mask = mask if reference.mask is None else mask & reference.mask
-                planes += [(plane, mask) for plane in self.as_planes(reference.image[None])]
+        planes = joint_planes(references, measurement, self.factor, self.as_planes, generator)
         draws = draw_joint(planes, self.patch, generator, self.parameters.max_patches)
         count = draws.patches.shape[1]
-        if draws.train.shape[1] < FEWEST_PATCHES:
+        if count < FEWEST_PATCHES:
             raise InvalidInput(
                 f"the references hold {count} patches of {self.patch} px to learn from; "
                 f"at least {FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
@@ -385,7 +377,8 @@ class PcaMixture(PatchPotential):
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        patch, factor = self._geometry(state)
+        asked = self.patch if self.parameters.patch_size is not None else None
+        patch, factor = geometry_of(state, self.ndim, asked, WHERE)
         small = [p // f for p, f in zip(patch, factor, strict=True)] if factor else []
         dim = self.joint_channels * (math.prod(patch) + (math.prod(small) if small else 0))
         k = int(state["weights"].numel()) if "weights" in state else 0
@@ -396,51 +389,19 @@ class PcaMixture(PatchPotential):
         }
         for name, shape in shapes.items():
             check_entry(state, name, shape, WHERE)
-        for name in ("weights", "values", "noises"):
-            if float(state[name].min()) <= 0:
-                raise InvalidInput(f"{WHERE}: {name!r} holds values of 0 or less")
+        check_positive(state, ("weights", "values", "noises"), WHERE)
+        check_orthonormal(state, "vectors", WHERE)
         exact = {name: state[name].double().to(self.device) for name in shapes}
-        vectors = exact["vectors"]
-        eye = torch.eye(rank, dtype=torch.float64, device=self.device)
-        if float((vectors.mT @ vectors - eye).abs().max()) > 1e-4:
-            raise InvalidInput(f"{WHERE}: 'vectors' are not orthonormal")
         self.patch, self.factor = patch, factor
         self._range = (float(exact["range"][0]), float(exact["range"][1]))
         noise = float(exact["noise"])
         self._noise = noise if noise >= 0 else math.nan
         weights = exact["weights"] / exact["weights"].sum()
         self._adopt(
-            LowRankMixture(weights, exact["means"], exact["values"], vectors, exact["noises"])
+            LowRankMixture(
+                weights, exact["means"], exact["values"], exact["vectors"], exact["noises"]
+            )
         )
-
-    def _geometry(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Patch edges and magnification of a state."""
-        if "geometry" not in state:
-            raise InvalidInput(f"{WHERE}: 'geometry' is missing")
-        entry = state["geometry"]
-        if tuple(entry.shape) != (2, self.ndim) or entry.dtype.is_floating_point:
-            raise InvalidInput(
-                f"{WHERE}: 'geometry' has shape {tuple(entry.shape)} and type {entry.dtype}, "
-                f"expected whole numbers of shape {(2, self.ndim)}"
-            )
-        patch, factor = (tuple(row) for row in entry.tolist())
-        fits = min(patch) >= 1 and min(factor) >= 0 and max(patch) <= 64
-        if not fits or (any(factor) and any(
-            f == 0 or p % f for p, f in zip(patch, factor, strict=True)
-        )):
-            raise InvalidInput(
-                f"{WHERE}: 'geometry' {entry.tolist()} is no patch and magnification"
-            )
-        if self.parameters.patch_size is not None and patch != self.patch:
-            raise InvalidInput(
-                f"{WHERE}: 'geometry' has patches of {patch} px, the parameters {self.patch}"
-            )
-        return patch, factor if any(factor) else None
-
-
-WHERE = "PCA-GMM state"
 
 
 def _mask_message() -> Message:
