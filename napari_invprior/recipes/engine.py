@@ -286,7 +286,7 @@ def _reconstruct(
             frames += [problem.physics.start(f[None]) for f in y[index + 1 :]]
             break
     image = torch.cat(frames).cpu()
-    metrics: dict[str, Any] = {"weight": weight} | problem.facts
+    metrics: dict[str, Any] = ({"weight": weight} if solver.has_weight else {}) | problem.facts
     metrics["residual_ratio"] = problem.noise.residual_ratio(
         problem.physics.observed(problem.physics.A(image)), problem.physics.observed(problem.y)
     )
@@ -318,6 +318,9 @@ def _weight(
     problem: Problem, solver: Solver, y: Tensor, prior: Prior | None, should_stop: ShouldStop
 ) -> Job:
     """The weight of the recipe, or the automatic one (on a representative piece of frame 0)."""
+    if not solver.has_weight:
+        yield Result(1.0)
+        return
     parameters: Any = solver.parameters
     if parameters.weight != "auto":
         yield Result(float(parameters.weight))

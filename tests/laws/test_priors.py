@@ -19,6 +19,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "adversarial": {"steps": 200, "width": 8, "learning_rate": 3e-3},
     "sinkhorn": {"reference_patches": 100, "blur": 0.1},
     "semi_unbalanced": {"reference_patches": 100, "blur": 0.1},
+    "pca_gmm": {"components": 4, "rank": 8, "steps": 4},
 }
 """Parameters that make a fit take a second."""
 
