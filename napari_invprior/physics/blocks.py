@@ -74,14 +74,21 @@ def from_blocks(blocks: Tensor, physics: Physics, data_space: Sequence[int]) -> 
     return _moved(blocks, physics, physics.in_shape(data_space), -1)
 
 
-def _moved(x: Tensor, physics: Physics, shape: Sequence[int], sign: int) -> Tensor:
-    """An image of space ``shape`` whose samples are those of ``x`` moved by the block shift."""
+def block_shift(physics: Physics) -> tuple[int, ...]:
+    """Samples of the block grid that lie before sample 0 of the operator's own grid."""
     factor = block_factor(physics)
     place = physics.grid(Geometry.identity(physics.ndim)).translate
+    # data sample 0 lies at -t * f on the image grid, the centre of block 0 at (f - 1) / 2
+    return tuple(
+        -math.floor(-t * f - (f - 1) / 2 + 0.5) for f, t in zip(factor, place, strict=True)
+    )
+
+
+def _moved(x: Tensor, physics: Physics, shape: Sequence[int], sign: int) -> Tensor:
+    """An image of space ``shape`` whose samples are those of ``x`` moved by the block shift."""
     circular = getattr(physics, "boundary", "") == "circular"
-    for axis, (f, n, t) in enumerate(zip(factor, shape, place, strict=True)):
-        # data sample 0 lies at -t * f on the image grid, the centre of block 0 at (f - 1) / 2
-        shift = sign * math.floor(-t * f - (f - 1) / 2 + 0.5)
+    for axis, (n, s) in enumerate(zip(shape, block_shift(physics), strict=True)):
+        shift = -sign * s
         dim = x.ndim - physics.ndim + axis
         size = x.shape[dim]
         if shift or n != size:

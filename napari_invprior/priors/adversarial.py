@@ -20,6 +20,7 @@ from napari_invprior.numerics.separable import gaussian_kernel
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patchwise import MAP_BLOCK, PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.state import check_entry
 from napari_invprior.registry import register
 
 FEWEST_PATCHES = 100
@@ -252,15 +253,6 @@ class AdversarialRegulariser(PatchPotential):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         critic = self._fresh(torch.Generator())
         for name, held in critic.state_dict().items():
-            if name not in state:
-                raise InvalidInput(f"critic state: {name!r} is missing")
-            entry = state[name]
-            if entry.shape != held.shape or not entry.dtype.is_floating_point:
-                raise InvalidInput(
-                    f"critic state: {name!r} is {tuple(entry.shape)} {entry.dtype}, expected "
-                    f"floats of shape {tuple(held.shape)}"
-                )
-            if not bool(torch.isfinite(entry).all()):
-                raise InvalidInput(f"critic state: {name!r} holds NaN or infinite values")
+            check_entry(state, name, tuple(held.shape), "critic")
         critic.load_state_dict({name: state[name] for name in critic.state_dict()})
         self._critic = critic.requires_grad_(False)

@@ -130,19 +130,19 @@ def test_the_posterior_spread_covers_the_error_and_maps_lie_on_the_image():
     prior = learnt(physics, Reference(photograph("brick-reference")), components=4)
     x, _ = solved(prior, physics, truth)
     maps = {m.name: m for m in run(prior.maps(x))}
-    assert set(maps) == {"component", "log-likelihood", "posterior std"}
+    assert set(maps) == {"component", "log_likelihood", "posterior_std"}
     assert all(m.values.shape == x.shape for m in maps.values())
     assert maps["component"].kind == "labels"
     assert set(maps["component"].values.unique().tolist()) <= set(range(4))
     inner = (..., slice(8, -8), slice(8, -8))
     error = ((x - truth[None]) ** 2)[inner].mean().sqrt()
-    spread = (maps["posterior std"].values ** 2)[inner].mean().sqrt()
+    spread = (maps["posterior_std"].values ** 2)[inner].mean().sqrt()
     assert 0.6 < float(error / spread) < 1.5
     # a foreign texture is less likely
     strange = run(prior.maps(torch.rand_like(x)))[1].values.mean()
-    assert float(strange) < float(maps["log-likelihood"].values.mean()) - 1
+    assert float(strange) < float(maps["log_likelihood"].values.mean()) - 1
     names = [m.name for m in run(prior.maps(x[..., :40, :40]))]
-    assert "posterior std" not in names
+    assert "posterior_std" not in names
 
 
 def test_a_stopped_estimate_is_whole_and_finite():
