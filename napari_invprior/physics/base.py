@@ -33,6 +33,8 @@ class Physics(ABC):
     Parameters: ClassVar[type[Declaration]]
     array_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameters that name an array; the engine loads them."""
+    informative: ClassVar[bool] = True
+    """Whether the data say anything; a weight can then be chosen by them."""
     mask: Tensor | None = None
     """Data-shaped (space axes only), true where a sample was observed; None for all."""
 

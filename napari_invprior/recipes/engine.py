@@ -326,6 +326,9 @@ def _weight(
         yield Result(float(parameters.weight))
         return
     assert problem.physics is not None and problem.noise is not None
+    if not problem.physics.informative:  # any weight will do
+        yield Result(solver.automatic_weights[0] * (1.0 if prior is None else prior.weight_scale))
+        return
     piece = representative_piece(y[:1], problem.physics, PIECE_SAMPLES[y.ndim - 2])
     data = y[:1][piece.data_index]
     choice: WeightChoice = yield from forward(choose_weight(
