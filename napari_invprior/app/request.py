@@ -97,7 +97,9 @@ def _placed(
     space = values.shape[2:]
     geometry = exact[1] if exact is not None and exact[0] == space else None
     shown = PlacedPreview(
-        preview_array(values, image), preview_geometry(space, image, geometry), image.rgb
+        preview_array(values, image, event.value_range),
+        preview_geometry(space, image, geometry),
+        image.rgb,
     )
     yield Preview("image", shown, event.stage)
 
@@ -119,7 +121,7 @@ def grid_for(
     given = {key: value for key, value in physics.items() if key != "kind"}
     method = registry.get("physics", physics["kind"])
     try:
-        operator = method.cls(validate(method.parameters, given), len(space))
+        operator = method.cls(validate(method.parameters, given), len(space)).bound_to(space)
         return tuple(operator.in_shape(space)), operator.grid(geometry)
     except InvalidInput:
         return None

@@ -43,23 +43,19 @@ def ramp_filter(size: int, spacing: float, kind: Filter, cutoff: float) -> Tenso
     return ramp * (share <= 1)
 
 
-def filtered(y: Tensor, spacing: float, kind: Filter, cutoff: float) -> Tensor:
-    """The rows of (n, angles, bins) through the ramp.
+def filtered(y: Tensor, spacing: float, kind: Filter, cutoff: float, beyond: int) -> Tensor:
+    """The rows of (n, angles, bins) through the ramp, with ``beyond`` samples on both sides.
 
     Beyond the detector a row fades out from its last value: where the object is wider than the
     detector, zeros would make a bright rim.
     """
-    bins = y.shape[-1]
-    size = 2 ** math.ceil(math.log2(2 * bins))
-    right = (size - bins) // 2
-    left = size - bins - right
-    fade = 0.5 + 0.5 * torch.cos(math.pi * torch.linspace(0, 1, right, dtype=y.dtype))
+    fade = 0.5 + 0.5 * torch.cos(math.pi * torch.linspace(0, 1, beyond, dtype=y.dtype))
     fade = fade.to(y.device)
-    before = torch.linspace(1, 0, left, dtype=y.dtype)
-    before = (0.5 + 0.5 * torch.cos(math.pi * before)).to(y.device)
-    padded = torch.cat([y, y[..., -1:] * fade, y[..., :1] * before], -1)
+    padded = torch.cat([y[..., :1] * fade.flip(0), y, y[..., -1:] * fade], -1)
+    length = padded.shape[-1]
+    size = 2 ** math.ceil(math.log2(2 * length))
     ramp = ramp_filter(size, spacing, kind, cutoff).to(y)
-    return torch.fft.irfft(torch.fft.rfft(padded) * ramp, n=size)[..., :bins]
+    return torch.fft.irfft(torch.fft.rfft(padded, n=size) * ramp, n=size)[..., :length]
 
 
 def angular_weights(angles: tuple[float, ...], period: float) -> np.ndarray:
@@ -97,9 +93,9 @@ def redundancy(scan: Scan) -> np.ndarray:
     spread = (covered - math.pi) / 2
     if spread < scan.fan_angle():
         return np.ones(shape)
-    # Ray (b, g) is met again at (b + pi + 2 g, -g): angles turn the detector's axis clockwise.
+    # Ray (b, g) is met again at (b + pi + 2 g, -g).
     beta = angles[:, None] - angles.min()
-    rise, fall = 2 * (spread + gamma)[None], 2 * (spread - gamma)[None]
+    rise, fall = 2 * (spread - gamma)[None], 2 * (spread + gamma)[None]
     up = np.sin(math.pi / 2 * np.clip(beta / np.maximum(rise, 1e-9), 0, 1)) ** 2
     down = np.sin(math.pi / 2 * np.clip((covered - beta) / np.maximum(fall, 1e-9), 0, 1)) ** 2
     return up * down
@@ -136,13 +132,14 @@ def back_projection(
         y = y * rays * scan.source / torch.hypot(u, torch.full_like(u, scan.source))
     else:
         weights *= math.pi / weights.sum()  # limited angles are scaled, not completed
-    rows = filtered(y, scan.axis_spacing, kind, cutoff)
-    rows = torch.nn.functional.pad(rows, (1, 1))  # nothing is known beyond the detector
+    beyond = scan.bins // 4 + 2  # the corners of a square that the detector just covers
+    rows = filtered(y, scan.axis_spacing, kind, cutoff, beyond)
     height, width = shape
     down = (torch.arange(height, device=y.device, dtype=y.dtype) - (height - 1) / 2)[:, None]
     across = (torch.arange(width, device=y.device, dtype=y.dtype) - (width - 1) / 2)[None]
     image = y.new_zeros((len(y), height * width))
-    middle = (scan.bins - 1) / 2 + scan.centre + 1
+    middle = (scan.bins - 1) / 2 + scan.centre + beyond
+    last = rows.shape[-1] - 1
     for number, (angle, weight) in enumerate(zip(scan.angles, weights, strict=True)):
         sine, cosine = math.sin(angle), math.cos(angle)
         position = across * cosine - down * sine
@@ -150,8 +147,8 @@ def back_projection(
             nearness = scan.source / (scan.source + across * sine + down * cosine)
             position = position * nearness
             weight = weight * nearness**2
-        place = (position / scan.axis_spacing + middle).clamp(0, scan.bins + 1 - 1e-4).flatten()
-        low = place.long()
+        place = (position / scan.axis_spacing + middle).clamp(0, last).flatten()
+        low = place.long().clamp_max(last - 1)
         line = rows[:, number]
         value = torch.lerp(line[:, low], line[:, low + 1], place - low)
         image += value * (weight.flatten() if isinstance(weight, Tensor) else float(weight))

@@ -31,7 +31,7 @@ ENTRY_BYTES = 16
 Turn = tuple[bool, bool, bool]
 """Transpose, then mirror the columns, then mirror the rows."""
 
-TURNS: tuple[Turn, ...] = tuple(itertools.product((False, True), repeat=3))  # type: ignore[assignment]
+TURNS: tuple[Turn, ...] = tuple(itertools.product((False, True), (False, True), (False, True)))
 
 
 def turned(x: Tensor, turn: Turn) -> Tensor:
