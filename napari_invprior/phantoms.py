@@ -80,7 +80,7 @@ def foam(size: int = 128, seed: int = 0) -> FloatArray:
     image = 0.55 + 0.12 * mixture
     placed: list[tuple[float, float, float]] = []
     pixel = 2 / size
-    for radius in np.sort(generator.uniform(2.5, 9.0, 400) ** 1.0)[::-1] * pixel:
+    for radius in np.sort(generator.uniform(2.5, 9.0, 400))[::-1] * pixel:
         far = (FILL - radius - 2 * pixel) * np.sqrt(generator.random())
         turn = 2 * np.pi * generator.random()
         y, x = far * np.sin(turn), far * np.cos(turn)

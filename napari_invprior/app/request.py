@@ -157,4 +157,14 @@ def request(
         If a layer is gone.
     """
     layers: list[Layer] = [layer_named(viewer, name) for name in named_layers(recipe)]
-    return Request(recipe, {layer.name: Snapshot.of(layer, ndim) for layer in layers}, prior)
+    wanted = Request(recipe, {layer.name: Snapshot.of(layer, ndim) for layer in layers}, prior)
+    if wanted.observation is not None and not same_units(recipe.get("physics")):
+        wanted.observation.display.pop("contrast_limits", None)
+    return wanted
+
+
+def same_units(physics: Mapping[str, Any] | None) -> bool:
+    """Whether a result is shown with the contrast of its data; not where those are integrals."""
+    from napari_invprior import registry
+
+    return physics is None or registry.get("physics", physics["kind"]).cls.same_units

@@ -57,6 +57,8 @@ class Physics(ABC):
     """Whether data and image are intensities of one scale; line integrals are not."""
     start_name: str = "start"
     """What the first image is called beside other baselines."""
+    prox_tolerance: float = 1e-5
+    """Residual at which `prox` stops, as a share of the first, where no exact formula exists."""
     mask: Tensor | None = None
     """Data-shaped (space axes only), true where a sample was observed; None for all."""
 
@@ -117,10 +119,12 @@ class Physics(ABC):
                 lambda u: self.A_adjoint(self.A(u)) + mu * u,
                 self.A_adjoint(y - self.A(z)),
                 preconditioner=invert,
-                tolerance=1e-5,
+                tolerance=self.prox_tolerance,
             )
         v = conjugate_gradient(
-            lambda u: self.A(self.A_adjoint(u)) + mu * u, y - self.A(z), tolerance=1e-5
+            lambda u: self.A(self.A_adjoint(u)) + mu * u,
+            y - self.A(z),
+            tolerance=self.prox_tolerance,
         )
         return z + self.A_adjoint(v)
 

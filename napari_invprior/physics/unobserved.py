@@ -27,6 +27,7 @@ class Masked(Physics):
         super().__init__(physics.parameters, physics.ndim)
         self.physics, self.mask = physics, mask
         self.same_units, self.start_name = physics.same_units, physics.start_name
+        self.prox_tolerance = physics.prox_tolerance
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         y = self.physics.A(x)

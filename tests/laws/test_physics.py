@@ -87,6 +87,7 @@ def test_prox_is_optimal(method: registry.Method, ndim: int, options: dict[str, 
     z = image(physics, ndim)
     y = torch.rand_like(physics.A(z))
     mu = 0.3
+    physics.prox_tolerance = 1e-5  # within a solver an operator may stop earlier
     x = physics.prox(z, y, mu)
     gradient = physics.A_adjoint(physics.A(x) - y) + mu * (x - z)
     assert float(gradient.abs().max()) < 1e-4 * float(z.abs().max())
