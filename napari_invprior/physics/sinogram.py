@@ -14,8 +14,9 @@ from napari_invprior.jobs import Message
 from napari_invprior.numerics.rays import Scan
 from napari_invprior.physics.base import Inspection
 
-RING_SPREADS, RING_SHARE = 8.0, 0.02
-"""A bin is off when its mean leaves its neighbours' median by so many spreads and this share."""
+RING_SPREADS, RING_SHARE, RING_ANGLES = 8.0, 0.02, 0.7
+"""A bin is off when it leaves its neighbours by so many spreads of all bins, by this share
+of the range, and to one side at so many more of the angles than to the other."""
 
 MAX_MASKED = 0.5
 """Where more of the detector looks bad, the checks are wrong and nothing is masked."""
@@ -75,12 +76,15 @@ def _bad_bins(plane: np.ndarray) -> np.ndarray:
     alive = np.ptp(plane, axis=0) > 1e-6 * span
     inside = np.maximum.accumulate(alive) & np.maximum.accumulate(alive[::-1])[::-1]
     dead = ~alive & inside
-    profile = plane.mean(0)
-    if dead.any() and alive.any():
-        profile = np.interp(np.arange(len(profile)), np.flatnonzero(~dead), profile[~dead])
-    off = profile - ndimage.median_filter(profile, 9, mode="nearest")
-    spread = 1.4826 * float(np.median(np.abs(off)))
-    ring = np.abs(off) > max(RING_SPREADS * spread, RING_SHARE * float(np.ptp(profile)))
+    # Between the middle two of its four neighbours a bin is in order, on slopes too.
+    beside = np.array([[True, True, False, True, True]])
+    ranks = [ndimage.rank_filter(plane, r, footprint=beside, mode="nearest") for r in (1, 2)]
+    off = plane - np.clip(plane, *ranks)
+    typical = np.median(off, 0)
+    spread = 1.4826 * float(np.median(np.abs(typical)))
+    above, below = (off > 0).mean(0), (off < 0).mean(0)
+    one_side = np.abs(above - below) > RING_ANGLES
+    ring = one_side & (np.abs(typical) > max(RING_SPREADS * spread, RING_SHARE * span))
     found: np.ndarray = dead | ring
     return found
 
@@ -152,6 +156,9 @@ def _doubts(plane: np.ndarray, scan: Scan) -> Iterator[str]:
             f"the sinogram is negative (down to {low:.3g}), which attenuation never is; check the "
             "flat-field correction and the sign of the logarithm"
         )
+    if not scan.is_fan and _is_transposed(plane):
+        yield "the sinogram seems to be transposed: rows must be angles, columns bins"
+        return
     if outline.border > 0.2 * outline.top:
         yield (
             "the object is wider than the detector: expect errors towards the rim (its rotation "
@@ -164,19 +171,25 @@ def _doubts(plane: np.ndarray, scan: Scan) -> Iterator[str]:
         yield from _parallel_consistency(plane, scan)
 
 
+def _is_transposed(plane: np.ndarray) -> bool:
+    """Whether the column sums are as constant as the row sums of a parallel scan are."""
+    rows, columns = plane.sum(1), plane.sum(0)
+    if min(rows.mean(), columns.mean()) <= 0:
+        return False
+    varies = float(columns.std() / columns.mean())
+    return varies < min(ROW_SUMS, float(rows.std() / rows.mean()) / 3)
+
+
 def _parallel_consistency(plane: np.ndarray, scan: Scan) -> Iterator[str]:
     """Helgason and Ludwig: row sums are constant, first moments are a sinusoid of the angle."""
-    rows, columns = plane.sum(1), plane.sum(0)
+    rows = plane.sum(1)
     if rows.mean() <= 0:
         return
     varies = float(rows.std() / rows.mean())
     if varies > ROW_SUMS:
-        turned = columns.mean() > 0 and columns.std() / columns.mean() < varies / 3
         yield (
             f"the row sums of the sinogram vary by {100 * varies:.0f} %, those of a complete "
-            "parallel scan are equal: "
-            + ("it seems to be transposed (rows are angles, columns are bins)" if turned
-               else "check the geometry, the angles and the flat-field correction")
+            "parallel scan are equal: check the geometry, the angles and the flat-field correction"
         )
         return
     moment = (plane * scan.coordinates()).sum(1) / rows

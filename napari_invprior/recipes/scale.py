@@ -24,6 +24,8 @@ def common_scale(images: Sequence[Image]) -> tuple[dict[int, tuple[float, float]
     Integers of one type, and floating-point images, share the smallest range that holds all of
     their ranges. Where an integer meets a floating-point image each keeps its own.
     """
+    if not images:
+        return {}, ""
     kinds = {np.dtype(image.array.dtype).kind in "fc" or image.array.dtype for image in images}
     if len(kinds) > 1:
         listed = "; ".join(
