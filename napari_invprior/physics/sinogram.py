@@ -90,11 +90,14 @@ def _bad_bins(plane: np.ndarray) -> np.ndarray:
 
 
 def _saturated(stack: np.ndarray) -> np.ndarray:
-    """Samples that share the largest value, where many do."""
+    """Samples that share the largest value, where many do, three and more side by side.
+
+    The single largest bin of each row is no sign: that of a centred disc is the same at all angles.
+    """
     top = stack == stack.max()
-    count = int(top.sum())
-    enough = max(20, stack.size // 1000) < count < stack.size // 2
-    return top if enough and stack.max() > stack.min() else np.zeros_like(top)
+    inside = int((top[..., 1:-1] & top[..., 2:] & top[..., :-2]).sum())
+    clipped = inside > max(8, stack.size // 4000) and top.sum() < stack.size // 2
+    return top if clipped else np.zeros_like(top)
 
 
 def _listed(columns: np.ndarray) -> str:

@@ -52,7 +52,7 @@ def test_priors_beat_total_variation(
         name: image_from_array(phantoms(material, 1, first_seed=seed)[0], name=name)
         for name, seed in REFERENCES.items()
     }
-    learnt: dict[str, tuple[Any, float | str]] = {name: (None, "auto") for name in PRIORS}
+    learnt: dict[str, tuple[Any, float | str]] = dict.fromkeys(PRIORS, (None, "auto"))
     gains: dict[str, list[float]] = {name: [] for name in PRIORS}
     for seed in TESTS:
         slice_ = phantoms(material, 1, first_seed=seed)[0]
