@@ -82,15 +82,15 @@ def baselines(
 ) -> Job:
     """PSNR of the baselines for frame 0, as a job whose `Result` is ``{name: dB}``.
 
-    ``start`` is the physics' first image (a shift-corrected cubic spline for super-resolution,
-    there also called ``bicubic``); ``tv`` is total variation with the weight of highest PSNR,
-    found on a representative piece when the image is large and refined on the whole.
+    The physics' first image goes by its own name (``bicubic``, a shift-corrected cubic spline, for
+    super-resolution; ``fbp`` for tomography); ``tv`` is total variation with the weight of highest
+    PSNR, found on a representative piece when the image is large and refined on the whole.
     """
     stage = Stage("baselines", 2)
     y, truth = y[:1], truth[:1]
     begin = physics.start(y)
-    figures = {"bicubic": psnr(begin, truth, rim)}
-    yield stage.progress(1, bicubic=figures["bicubic"])
+    figures = {physics.start_name: psnr(begin, truth, rim)}
+    yield stage.progress(1, **figures)
     piece = representative_piece(y, physics)
     centre = 2.0
     if piece.physics is not physics:
