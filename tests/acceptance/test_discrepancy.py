@@ -79,12 +79,13 @@ def test_small_view_needs_the_relaxed_form(sic: tuple[Tensor, Tensor], show: Sho
     truth = crop(whole)
     figures = {}
     for name in ("wasserstein", "semi_unbalanced", "sinkhorn"):
-        x, _ = reconstruct(prior(name, reference), truth, 1.4)
+        # Balanced transport forces the reference's statistics in slowly: it loses after 60 steps.
+        x, _ = reconstruct(prior(name, reference), truth, 1.4, iterations=300)
         figures[name] = psnr(x, truth, 16)
-    show(f"SiC x4 120 x 120: {figures} (semi-unbalanced asked 28.9 and sinkhorn + 1)")
+    listed = ", ".join(f"{name} {figure:.2f} dB" for name, figure in figures.items())
+    show(f"SiC x4 120 x 120, 300 steps: {listed} (semi-unbalanced asked 28.9 and 1 dB ahead)")
     assert figures["semi_unbalanced"] >= 28.9
-    assert figures["semi_unbalanced"] >= figures["sinkhorn"] + 1
-    assert figures["semi_unbalanced"] > figures["wasserstein"]
+    assert figures["semi_unbalanced"] >= max(figures["sinkhorn"], figures["wasserstein"]) + 1
 
 
 def test_critic_on_the_crop(sic: tuple[Tensor, Tensor], show: Show) -> None:
