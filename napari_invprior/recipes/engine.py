@@ -21,15 +21,14 @@ from napari_invprior.io.bundles import load_prior
 from napari_invprior.io.provenance import versions
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
-from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
-from napari_invprior.recipes.model import Recipe
+from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.case import find_weight, reconstruct, train
 from napari_invprior.reconstruct.propose import propose_prior
-from napari_invprior.reconstruct.tiles import solve_within_memory
-from napari_invprior.reconstruct.weight import PIECE_SAMPLES, WeightChoice, choose_weight
+from napari_invprior.reconstruct.weight import WeightChoice
 from napari_invprior.study.baselines import baselines
 
 
@@ -181,6 +180,19 @@ def _fitted_prior(
     if choice is None:
         yield Result(None)
         return
+    prior = yield from forward(_prior_at_hand(choice, problem, prior, device))
+    if recipe.task == "fit" or not prior.is_fitted:
+        prior = yield from forward(train(
+            prior, problem.references, _measurement(problem), seed=recipe.seed,
+            should_stop=should_stop,
+        ))
+    yield Result(prior)
+
+
+def _prior_at_hand(
+    choice: Choice, problem: Problem, prior: Prior | None, device: torch.device
+) -> Job:
+    """The prior handed over, loaded from its file, or a new one that is not fitted yet."""
     ndim, channels = _dimensions(problem)
     if ndim not in choice.method.dimensions:
         raise InvalidInput(f"prior {choice.name!r} does not handle {ndim} space dimensions")
@@ -193,15 +205,6 @@ def _fitted_prior(
         )
     elif prior.ndim != ndim:
         raise InvalidInput(f"the prior was trained in {prior.ndim}D; the data are {ndim}D")
-    if recipe.task == "fit" or not prior.is_fitted:
-        if not problem.references:
-            raise InvalidInput(
-                "no reference to learn from: pick a region on a good image, or load a saved prior"
-            )
-        options: dict[str, Any] = {"seed": recipe.seed, "should_stop": should_stop}
-        if prior.needs_measurement:
-            options["measurement"] = _measurement(problem)
-        prior = yield from forward(prior.fit(problem.references, **options))
     yield Result(prior)
 
 
@@ -266,30 +269,22 @@ def _reconstruct(
     recipe = problem.recipe
     assert problem.y is not None and problem.physics is not None and problem.noise is not None
     solver: Solver = recipe.solver.method.cls(recipe.solver.parameters)
-    y = problem.y.to(device)
-    advice = "" if prior is None else prior.advice(problem.physics.in_shape(y.shape[2:]))
+    advice = "" if prior is None else prior.advice(problem.physics.in_shape(problem.y.shape[2:]))
     if advice:
         yield Message(advice, "warning")
-    weight = yield from forward(_weight(problem, solver, y, prior, should_stop))
-    frames = []
-    for index, frame in enumerate(y):
-        if len(y) > 1:
-            yield Message(f"frame {index + 1} of {len(y)}")
-        left = _time_left(recipe, start)
-        frames.append((yield from forward(solve_within_memory(
-            solver, frame[None], problem.physics, problem.noise, prior, weight=weight,
-            value_range=_value_range(problem, prior), seed=recipe.seed, should_stop=should_stop,
-            time_budget_s=left,
-        ))))
-        if should_stop():
-            yield Message("stopped; this is the best image so far", "warning")
-            frames += [problem.physics.start(f[None]) for f in y[index + 1 :]]
-            break
-    image = torch.cat(frames).cpu()
-    metrics: dict[str, Any] = {"weight": weight} | problem.facts
-    metrics["residual_ratio"] = problem.noise.residual_ratio(
-        problem.physics.observed(problem.physics.A(image)), problem.physics.observed(problem.y)
+    case = problem.case(device)
+    choice: WeightChoice = yield from forward(
+        find_weight(case, solver, prior, should_stop=should_stop)
     )
+    if choice.tried:
+        problem.facts["weight_rule"] = choice.rule
+        problem.facts["weights_tried"] = [list(pair) for pair in choice.tried]
+    image = yield from forward(reconstruct(
+        case, solver, prior, choice.weight, should_stop=should_stop,
+        time_left=lambda: _time_left(recipe, start),
+    ))
+    metrics: dict[str, Any] = {"weight": choice.weight} | problem.facts
+    metrics["residual_ratio"] = case.residual_ratio(image)
     if problem.truth is not None:
         metrics["psnr"] = psnr(image, problem.truth, recipe.rim)
         metrics["ssim"] = ssim(image, problem.truth, recipe.rim)
@@ -302,40 +297,10 @@ def _reconstruct(
     yield Result((image, metrics))
 
 
-def _value_range(problem: Problem, prior: Prior | None) -> tuple[float, float] | None:
-    """The range of values to expect: what the prior learnt, else that of the references."""
-    learnt = None if prior is None else prior.value_range
-    return problem.value_range if learnt is None else learnt
-
-
 def _time_left(recipe: Recipe, start: float) -> float | None:
     if recipe.time_budget_s is None:
         return None
     return max(0.1, recipe.time_budget_s - (time.monotonic() - start))
-
-
-def _weight(
-    problem: Problem, solver: Solver, y: Tensor, prior: Prior | None, should_stop: ShouldStop
-) -> Job:
-    """The weight of the recipe, or the automatic one (on a representative piece of frame 0)."""
-    parameters: Any = solver.parameters
-    if parameters.weight != "auto":
-        yield Result(float(parameters.weight))
-        return
-    assert problem.physics is not None and problem.noise is not None
-    piece = representative_piece(y[:1], problem.physics, PIECE_SAMPLES[y.ndim - 2])
-    data = y[:1][piece.data_index]
-    choice: WeightChoice = yield from forward(choose_weight(
-        solver, data, piece.physics, problem.noise, prior, rule=parameters.weight_rule,
-        references=problem.references, value_range=_value_range(problem, prior),
-        seed=problem.recipe.seed, should_stop=should_stop,
-    ))
-    if should_stop():
-        raise Cancelled("stopped while the weight was being chosen")
-    problem.facts["weight_rule"] = choice.rule
-    problem.facts["weights_tried"] = [list(pair) for pair in choice.tried]
-    yield Message(f"weight {choice.weight:.4g} chosen by {choice.rule}")
-    yield Result(choice.weight)
 
 
 def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:

@@ -22,6 +22,7 @@ from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Reference
 from napari_invprior.recipes.model import Choice, Polygon, Recipe, ReferenceSource, Simulation
+from napari_invprior.reconstruct.case import Case
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
@@ -69,6 +70,14 @@ class Problem:
         lows = [float(r.image[:, _mask(r)].min()) for r in self.references]
         highs = [float(r.image[:, _mask(r)].max()) for r in self.references]
         return (min(lows), max(highs)) if lows else None
+
+    def case(self, device: torch.device) -> Case:
+        """What the solvers see of the problem, with the data on the device."""
+        assert self.y is not None and self.physics is not None and self.noise is not None
+        return Case(
+            self.y.to(device), self.physics, self.noise, self.references, self.value_range,
+            self.truth, self.recipe.rim, self.recipe.seed,
+        )
 
 
 def _mask(reference: Reference) -> Tensor:
