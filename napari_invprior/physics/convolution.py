@@ -32,6 +32,7 @@ class SampledConvolution(Physics):
     before: tuple[int, ...]
     taps: tuple[int, ...]
     offset: tuple[float, ...]
+    start_title = "Spline (shift-corrected)"
 
     def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:
         super().__init__(parameters, ndim, **arrays)

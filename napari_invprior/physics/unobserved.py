@@ -26,6 +26,7 @@ class Masked(Physics):
     def __init__(self, physics: Physics, mask: Tensor) -> None:
         super().__init__(physics.parameters, physics.ndim)
         self.physics, self.mask = physics, mask
+        self.start_title = physics.start_title
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         y = self.physics.A(x)

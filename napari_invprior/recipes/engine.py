@@ -6,7 +6,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.case import find_weight, reconstruct, train
 from napari_invprior.reconstruct.propose import propose_prior
 from napari_invprior.reconstruct.weight import WeightChoice
 from napari_invprior.study.baselines import baselines
+from napari_invprior.study.compare import Comparison, compare
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class OutputLayer:
     rgb : bool
         Whether the last axis holds colours.
     role : str
-        ``"result"``, or ``"map"`` for what a prior says about a result.
+        ``"result"``, ``"map"`` for what a prior says about a result, or ``"truth"``.
     """
 
     name: str
@@ -134,6 +136,10 @@ def _run(
         ranking = yield from forward(_propose(problem, should_stop))
         yield Result(_outcome(problem, (), {"ranking": ranking}, prior, start))
         return
+    if recipe.task == "study":
+        layers, metrics = yield from forward(_study(problem, prior, device, should_stop))
+        yield Result(_outcome(problem, layers, metrics, None, start))
+        return
     prior = yield from forward(_fitted_prior(problem, prior, device, should_stop))
     if recipe.task == "fit" or should_stop():
         if recipe.task != "fit":
@@ -143,11 +149,11 @@ def _run(
     image, metrics = yield from forward(
         _reconstruct(problem, prior, device, should_stop, start)
     )
-    layers = [_layer("reconstruction", image, problem)]
+    layers = (_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
         found: list[Map] = yield from forward(prior.maps(image.to(device)))
-        layers += [_map_layer(entry, problem) for entry in found]
-    yield Result(_outcome(problem, tuple(layers), metrics, prior, start))
+        layers += tuple(_map_layer(entry, problem) for entry in found)
+    yield Result(_outcome(problem, layers, metrics, prior, start))
 
 
 def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
@@ -237,6 +243,31 @@ def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
             for s in scores
         ]
     )
+
+
+def _study(
+    problem: Problem, prior: Prior | None, device: torch.device, should_stop: ShouldStop
+) -> Job:
+    """Compare the methods of the recipe. The `Result` is (layers, metrics)."""
+
+    def at_hand(choice: Choice, given: Prior | None) -> Job:
+        return _prior_at_hand(choice, problem, given, device)
+
+    entrants = [
+        entrant(method, title, prior, at_hand)
+        for method, title in zip(problem.recipe.methods, problem.recipe.titles, strict=True)
+    ]
+    comparison: Comparison = yield from forward(compare(
+        problem.case(device), entrants, chosen_baselines(problem), should_stop=should_stop,
+        budget_s=problem.recipe.time_budget_s,
+    ))
+    layers = [
+        _layer(f"reconstruction_{name}", image, single(problem, comparison, name))
+        for name, image in comparison.images.items()
+    ]
+    if problem.truth is not None and layers:
+        layers.append(replace(_layer("truth", problem.truth, problem), role="truth"))
+    yield Result((tuple(layers), study_metrics(problem, comparison)))
 
 
 def _dimensions(problem: Problem) -> tuple[int, int]:
