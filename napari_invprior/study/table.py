@@ -119,6 +119,24 @@ class Row:
             data["behind_best"] = {key: list(three) for key, three in self.behind_best.items()}
         return data
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        """The row that `to_dict` describes.
+
+        Examples
+        --------
+        >>> row = Row("epll", "EPLL", figures={"psnr": 30.0})
+        >>> Row.from_dict(row.to_dict()) == row
+        True
+        """
+        return cls(
+            data["name"], data["title"], data["kind"], data["status"], data.get("reason", ""),
+            {column.key: data[column.key] for column in COLUMNS if column.key in data},
+            data.get("images", {}),
+            {key: tuple(pair) for key, pair in data.get("intervals", {}).items()},
+            {key: tuple(three) for key, three in data.get("behind_best", {}).items()},
+        )
+
     def text(self, column: Column) -> str:
         """A figure with its interval where there is one."""
         shown = column.text(self.figures.get(column.key))
