@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QSlider
+from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QSlider, QWidget
 
 from napari_invprior.app.controls import FAULT, Line, MethodChooser, Section, push, row
 from napari_invprior.app.forms import LABEL_WIDTH
@@ -53,7 +53,9 @@ class ReconstructPanel(Section):
         weight = QLabel("weight")
         weight.setToolTip(tip)
         weight.setMinimumWidth(LABEL_WIDTH)
-        self.box.addLayout(row(weight, self.automatic, self.slider, self.number))
+        self.weighing = QWidget()
+        self.weighing.setLayout(row(weight, self.automatic, self.slider, self.number))
+        self.box.addWidget(self.weighing)
         self.automatic.toggled.connect(self._on_automatic)
         self.slider.valueChanged.connect(self._on_slider)
         self.number.editingFinished.connect(self._on_number)
@@ -90,9 +92,15 @@ class ReconstructPanel(Section):
                                spacing=3))
         self.set_weight(1e-2)
         self._on_automatic(True)
-        self.solver.changed.connect(self.changed)
+        self.solver.changed.connect(self._on_solver)
+        self._on_solver()
 
     # ---- weight
+
+    def _on_solver(self) -> None:
+        """Only some solvers weigh the prior against the data."""
+        self.weighing.setVisible(self.has_weight)
+        self.changed.emit()
 
     def _on_automatic(self, automatic: bool) -> None:
         self.slider.setEnabled(not automatic)
@@ -137,8 +145,15 @@ class ReconstructPanel(Section):
         """Whether the chosen solver uses the prior of step 3."""
         return bool(self.solver.method.cls.needs_prior)
 
+    @property
+    def has_weight(self) -> bool:
+        """Whether the chosen solver weighs the prior against the data."""
+        return bool(self.solver.method.cls.has_weight)
+
     def part(self) -> dict[str, Any]:
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
+        if not self.has_weight:
+            return {"solver": self.solver.choice()}
         weight = "auto" if self.automatic.isChecked() else self.weight_value()
         part: dict[str, Any] = {"solver": self.solver.choice() | {"weight": weight}}
         return part | ({"maps": True} if self.maps.isChecked() else {})

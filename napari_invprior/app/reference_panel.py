@@ -9,7 +9,7 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Shapes
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QSpinBox
+from qtpy.QtWidgets import QLabel, QSpinBox, QWidget
 from superqt.utils import qthrottled
 
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Section, push, row
@@ -63,6 +63,15 @@ class ReferencePanel(Section):
             row(self.pick, self.size, self.rectangle, self.polygon, self.paint, self.clear,
                 spacing=3)
         )
+        tip = ("The poor image of the same place as the reference, registered to it. Without one "
+               "it is made from the reference by the physics of step 1.")
+        self.pair = Picker(tip, self.changed.emit)
+        label = QLabel("low-resolution pair")
+        label.setToolTip(tip)
+        self.paired = QWidget()
+        self.paired.setLayout(row(label, self.pair))
+        self.paired.hide()
+        self.box.addWidget(self.paired)
         self.about = Line(
             "Only patches that lie wholly inside the regions are used. About 2000 are the least "
             "that is useful; 10 000 are good."
@@ -88,6 +97,9 @@ class ReferencePanel(Section):
             entries.append(("the observation itself", ITSELF))
         others = [name for name, _ in entries[:-1] if name != self._observed()] or [None]
         self.image.offer(entries, by_role(images, "reference") or others[-1], keep=False)
+        self.pair.offer(
+            [("none: made by the physics", None), *((s.name, s.name) for s in sources)]
+        )
         self._watch()
         self._on_image()
 
@@ -156,6 +168,10 @@ class ReferencePanel(Section):
         if patch != self.patch:
             self.patch = patch
             self._recount()
+
+    def set_pairs(self, wanted: bool) -> None:
+        """Offer a pair where the chosen prior learns from pairs."""
+        self.paired.setVisible(wanted)
 
     # ---- drawing
 
@@ -322,7 +338,12 @@ class ReferencePanel(Section):
             source["regions"] = regions.boxes
         if labels is not None:
             source["labels"] = {"layer": labels.name}
-        return {"references": [source]} if len(source) > 1 else {}
+        if len(source) == 1:
+            return {}
+        pair = self.pair.currentData()
+        if pair is not None and not self.paired.isHidden():
+            source["pair"] = {"layer": pair}
+        return {"references": [source]}
 
 
 __all__ = ["ITSELF", "LAYER_NAME", "PAINTED", "ReferencePanel"]

@@ -167,6 +167,7 @@ class Workbench(QWidget):
         patch = self.prior.patch(self.data.ndim)
         if patch is not None:
             self.references.set_patch(patch)
+        self.references.set_pairs(self.prior.chooser.method.cls.needs_measurement)
         missing = self.references.problem() or ("" if patch else "correct the values above")
         prior, result = self.prior, self.result
         prior.train.setEnabled(idle and not missing)

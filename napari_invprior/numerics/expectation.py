@@ -6,14 +6,15 @@ so that small variances beside large means are not lost to cancellation.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from napari_invprior.numerics.mixture import BLOCK, Mixture, MixtureDensity
+from napari_invprior.numerics.mixture import Mixture
+from napari_invprior.numerics.pairs import BLOCK, PairwiseDensity
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,23 @@ class Regularisation:
     floor: float = 0.0
 
 
+class AnyMixture(Protocol):
+    """What an expectation step needs of a mixture."""
+
+    @property
+    def weights(self) -> Tensor:
+        """(K,)."""
+
+    @property
+    def means(self) -> Tensor:
+        """(K, d)."""
+
+    def density(
+        self, variance: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> PairwiseDensity:
+        """The mixture widened by white noise, at one precision."""
+
+
 class Moments:
     """Sums of one expectation step, taken about the present means (no cancellation).
 
@@ -49,13 +67,13 @@ class Moments:
     True
     """
 
-    def __init__(self, mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, mixture: AnyMixture, dtype: torch.dtype = torch.float32) -> None:
         self.mixture = mixture
         self.patches, self.log_likelihood = 0, 0.0
-        self._density = MixtureDensity(mixture, dtype=dtype)
+        self._density = mixture.density(dtype=dtype)
         self._mass = torch.zeros_like(mixture.weights)
         self._first = torch.zeros_like(mixture.means)
-        self._second = torch.zeros_like(mixture.vectors)
+        self._second = mixture.means.new_zeros((*mixture.means.shape, mixture.means.shape[1]))
         self._worst: list[tuple[float, Tensor]] = []
 
     @property
@@ -69,24 +87,27 @@ class Moments:
             weighted = pairs.differences * pairs.shares[:, None]
             self._mass.index_add_(0, pairs.components, pairs.shares.double())
             self._first.index_add_(0, pairs.components, weighted.double())
-            for k, (a, b) in enumerate(itertools.pairwise(pairs.starts)):
-                if b > a:
-                    self._second[k] += weighted[a:b].T @ pairs.differences[a:b]
+            for k, part in pairs.by_component():
+                self._second[k] += weighted[part].T @ pairs.differences[part]
             self.patches += pairs.values.numel()
             self.log_likelihood += float(pairs.values.double().sum())
             value, column = pairs.values.min(0)
             self._worst.append((float(value), patches[:, here][:, int(column)].double()))
             yield self.patches
 
-    def update(self, regularisation: Regularisation) -> Mixture:
-        """The maximisation step; components without patches move to the worst explained ones."""
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches (K,), mean (K, d) and scatter matrix (K, d, d) of each component."""
         mass = self._mass.clamp_min(10 * torch.finfo(torch.float64).eps)
         shift = self._first / mass[:, None]
         scatter = self._second - mass[:, None, None] * (shift[:, :, None] * shift[:, None, :])
+        return mass, self.mixture.means + shift, scatter
+
+    def update(self, regularisation: Regularisation) -> Mixture:
+        """The maximisation step; components without patches move to the worst explained ones."""
+        mass, means, scatter = self.statistics()
         covariances = (scatter + regularisation.count * regularisation.target) / (
             mass + regularisation.count
         )[:, None, None]
-        means = self.mixture.means + shift
         spare = sorted(self._worst, key=lambda pair: pair[0])
         for k in (self._mass < 0.5).nonzero().flatten().tolist():
             if spare:
@@ -142,22 +163,25 @@ def k_means(patches: Tensor, components: int, steps: int, generator: torch.Gener
 
 def from_labels(patches: Tensor, labels: Tensor, regularisation: Regularisation) -> Mixture:
     """Mixture whose components are the Gaussians of the given clusters (empty ones left out)."""
-    weights, means, covariances = [], [], []
+    counts, means, spreads = cluster_statistics(patches, labels)
+    counts = counts[:, None, None]
+    covariances = (counts * spreads + regularisation.count * regularisation.target) / (
+        counts + regularisation.count
+    )
+    return Mixture.from_covariances(counts[:, 0, 0], means, covariances, regularisation.floor)
+
+
+def cluster_statistics(patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches (K,), mean (K, d) and covariance (K, d, d) of the clusters that are not empty."""
     order = labels.argsort(stable=True)
-    for members in order.split(torch.bincount(labels).tolist()):
-        if members.numel() == 0:
-            continue
-        mean, spread = covariance(patches[:, members])
-        count = members.numel()
-        weights.append(float(count))
-        means.append(mean)
-        covariances.append(
-            (count * spread + regularisation.count * regularisation.target)
-            / (count + regularisation.count)
-        )
-    return Mixture.from_covariances(
-        torch.tensor(weights, device=patches.device),
+    found = [
+        (float(members.numel()), *covariance(patches[:, members]))
+        for members in order.split(torch.bincount(labels).tolist())
+        if members.numel()
+    ]
+    counts, means, spreads = zip(*found, strict=True)
+    return (
+        torch.tensor(counts, dtype=torch.float64, device=patches.device),
         torch.stack(means),
-        torch.stack(covariances),
-        regularisation.floor,
+        torch.stack(spreads),
     )

@@ -18,18 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 8192
-"""Patches per block; one small matrix product per component and block."""
+from napari_invprior.numerics.pairs import Pairs, PairwiseDensity, log_sum
+
 CHUNK_NUMBERS = 1_100_000
 """Numbers in one chunk of products, so that it stays in the second-level cache."""
-PAIR_NUMBERS = 16_000_000
-"""Numbers in the differences of one block, which bounds the memory."""
 WELL_CONDITIONED = 5e-4
 """Variance (grey values of [0, 1]) from which float32 products are accurate to 0.001 nat."""
 DENSE_PAIRS = 3
 """Pairs per patch from which the gradient by one large product is the faster one."""
-LOG_NEGLIGIBLE = -36.0
-"""Log of the smallest posterior probability; the next smaller ones change nothing in float64."""
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -81,6 +77,12 @@ class Mixture:
         """(K, d, d)."""
         return (self.vectors * self.values[:, None]) @ self.vectors.mT
 
+    def density(
+        self, variance: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> MixtureDensity:
+        """The mixture convolved with white noise, at one precision."""
+        return MixtureDensity(self, variance, dtype)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` draws, (d, n), float64 on the CPU."""
         which = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
@@ -93,34 +95,7 @@ class Mixture:
         return draws.T.contiguous()
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The (component, patch) pairs that matter, sorted by component.
-
-    Attributes
-    ----------
-    columns, components : Tensor
-        Patch and component of each pair, (P,).
-    starts : list of int
-        Pairs of component k are ``starts[k]`` to ``starts[k + 1]``.
-    differences, whitened : Tensor
-        ``x - mu_k`` and ``diag(l_k)^-1/2 V_k^T (x - mu_k)``, (P, d).
-    shares : Tensor
-        Posterior probability of the component given the patch, (P,).
-    values : Tensor
-        ``log p`` of each patch without the constant ``-d/2 log 2 pi``, (n,).
-    """
-
-    columns: Tensor
-    components: Tensor
-    starts: list[int]
-    differences: Tensor
-    whitened: Tensor
-    shares: Tensor
-    values: Tensor
-
-
-class MixtureDensity:
+class MixtureDensity(PairwiseDensity):
     """A mixture convolved with white Gaussian noise, at one precision.
 
     Parameters
@@ -154,8 +129,6 @@ class MixtureDensity:
         self._vectors = mixture.vectors.to(dtype)
         self._scales = inverse.sqrt().to(dtype)
         self._constants = constant.to(dtype)
-        # Components exp(-margin) less likely than the best have no part in gradient and moments.
-        self._margin = 8.0 if dtype == torch.float32 else 36.0
         smallest = float(mixture.values.min()) + variance
         self._accurate = dtype == torch.float64 or smallest >= WELL_CONDITIONED
         rows = self._table.shape[1]
@@ -167,7 +140,7 @@ class MixtureDensity:
         values = patches.new_empty(patches.shape[1], dtype=self.dtype)
         for here, block, scores in self._blocks(patches):
             if self._accurate:
-                values[here] = _log_sum(scores)[0]
+                values[here] = log_sum(scores)[0]
             else:
                 for part, pairs in self._split(block, scores, self._chosen(scores)):
                     values[here][part] = pairs.values
@@ -180,7 +153,7 @@ class MixtureDensity:
         for here, block, scores in self._blocks(patches):
             chosen = self._chosen(scores)
             if self._accurate and int(chosen.sum()) > DENSE_PAIRS * block.shape[1]:
-                values[here], shares = _log_sum(scores)
+                values[here], shares = log_sum(scores)
                 gradient[:, here] = self._dense_gradient(block, shares)
             else:
                 for part, pairs in self._split(block, scores, chosen):
@@ -188,41 +161,17 @@ class MixtureDensity:
                     gradient[:, here][:, part] = self._pair_gradient(pairs).T
         return values.neg_(), gradient
 
-    def pairs(self, patches: Tensor) -> Iterator[tuple[slice, Pairs]]:
-        """Columns and `Pairs` of one block of patches after the other."""
-        for here, block, scores in self._blocks(patches):
-            for part, pairs in self._split(block, scores, self._chosen(scores)):
-                yield slice(here.start + part.start, here.start + part.stop), pairs
-
-    def _chosen(self, scores: Tensor) -> Tensor:
-        """Which components take part in the gradient, (K, n) of bool."""
-        return scores > scores.amax(0) - self._margin
-
-    def _split(
-        self, block: Tensor, scores: Tensor, chosen: Tensor
-    ) -> Iterator[tuple[slice, Pairs]]:
-        """`Pairs` of a block, in as many pieces as the memory limit asks for."""
-        n = block.shape[1]
-        pieces = max(1, -(-int(chosen.sum()) * self.dim // PAIR_NUMBERS))
-        size = -(-n // pieces)
-        for left in range(0, n, size):
-            part = slice(left, min(left + size, n))
-            yield part, self._pairs(block[:, part], scores[:, part], chosen[:, part])
-
-    def _blocks(self, patches: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Columns, patches (d, n) and ``log w_k N(x | mu_k, C_k)`` (K, n), block after block."""
-        for start in range(0, patches.shape[1], BLOCK):
-            block = patches[:, start : start + BLOCK].to(self.dtype)
-            scores = block.new_empty((self.components, block.shape[1]))
-            for here, x in self._chunks(block):
-                products = self._products_like(x)
-                row = 0
-                for i in range(self.dim + 1):
-                    stop = row + self.dim + 1 - i
-                    torch.mul(x[i:], x[i], out=products[row:stop])
-                    row = stop
-                scores[:, here] = self._table @ products
-            yield slice(start, start + block.shape[1]), block, scores
+    def _scores(self, block: Tensor) -> Tensor:
+        scores = block.new_empty((self.components, block.shape[1]))
+        for here, x in self._chunks(block):
+            products = self._products_like(x)
+            row = 0
+            for i in range(self.dim + 1):
+                stop = row + self.dim + 1 - i
+                torch.mul(x[i:], x[i], out=products[row:stop])
+                row = stop
+            scores[:, here] = self._table @ products
+        return scores
 
     def _chunks(self, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Columns and ``(x - centre, 1)``, (d + 1, n), of cache-sized chunks."""
@@ -251,45 +200,19 @@ class MixtureDensity:
             gradient[:, here] = slope[: self.dim]
         return gradient
 
-    def _pairs(self, block: Tensor, scores: Tensor, chosen: Tensor) -> Pairs:
-        """Exact log-densities and posterior probabilities of the chosen pairs."""
-        components, columns = chosen.nonzero(as_tuple=True)
-        starts = [0, *chosen.sum(1).cumsum(0).tolist()]
-        differences = block.T.contiguous()[columns].sub_(self._means[components])
+    def _whiten(self, differences: Tensor, starts: list[int], components: Tensor) -> Tensor:
         whitened = torch.empty_like(differences)
         for k, (a, b) in enumerate(itertools.pairwise(starts)):
             if b > a:
                 torch.mm(differences[a:b], self._vectors[k], out=whitened[a:b])
-        whitened.mul_(self._scales[components])
-        logs = self._constants[components] - 0.5 * torch.linalg.vecdot(whitened, whitened)
-        scores[components, columns] = logs
-        values, _ = _log_sum(scores)
-        shares = (logs - values[columns]).exp_()
-        total = torch.zeros_like(values).index_add_(0, columns, shares)
-        shares.div_(total[columns])
-        return Pairs(columns, components, starts, differences, whitened, shares, values)
+        return whitened.mul_(self._scales[components])
 
-    def _pair_gradient(self, pairs: Pairs) -> Tensor:
-        """``sum_k r_k V_k diag(l_k)^-1/2 whitened``, (n, d)."""
+    def _unwhiten(self, pairs: Pairs) -> Tensor:
         scaled = pairs.whitened.mul_(self._scales[pairs.components]).mul_(pairs.shares[:, None])
         single = torch.empty_like(scaled)
-        for k, (a, b) in enumerate(itertools.pairwise(pairs.starts)):
-            if b > a:
-                torch.mm(scaled[a:b], self._vectors[k].T, out=single[a:b])
-        total = single.new_zeros((pairs.values.numel(), self.dim))
-        return total.index_add_(0, pairs.columns, single)
-
-
-def _log_sum(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """``log sum_k exp`` of scores (K, n), which are overwritten with the shares of the sum.
-
-    Shares below exp(`LOG_NEGLIGIBLE`) are rounded up to it: denormal numbers would make this and
-    the products that follow many times slower.
-    """
-    peak = scores.amax(0)
-    shares = scores.sub_(peak).clamp_min_(LOG_NEGLIGIBLE).exp_()
-    total = shares.sum(0)
-    return peak + total.log(), shares.div_(total)
+        for k, here in pairs.by_component():
+            torch.mm(scaled[here], self._vectors[k].T, out=single[here])
+        return single
 
 
 def _product_table(

@@ -30,6 +30,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
 from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
+from napari_invprior.priors.state import check_entry, check_positive
 from napari_invprior.transport.semi_dual import Plan, SemiDual
 
 MAP_POINTS = 4000
@@ -284,18 +285,20 @@ class PatchDiscrepancy(PatchPrior):
         return found
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        count = sum(name.startswith("patches") for name in state)
+        count = max(1, sum(name.startswith("patches") for name in state))
         loaded = []
-        for scale in range(max(1, count)):
-            patches = _entry(state, f"patches{scale}", (self.dim, None))
-            weights = _entry(state, f"weights{scale}", (patches.shape[1],))
-            if float(weights.min()) <= 0:
-                raise InvalidInput(f"prior state: 'weights{scale}' holds values of 0 or less")
+        for scale in range(count):
+            patches, weights = f"patches{scale}", f"weights{scale}"
+            size = state[patches].shape[-1] if patches in state else 0
+            check_entry(state, patches, (self.dim, size), self.name)
+            check_entry(state, weights, (size,), self.name)
+            check_positive(state, [weights], self.name)
+            mass = state[weights].float().to(self.device)
             loaded.append(
-                ReferencePatches(patches.to(self.device), (weights / weights.sum()).to(self.device))
+                ReferencePatches(state[patches].float().to(self.device), mass / mass.sum())
             )
-        limits = _entry(state, "range", (2,))
-        self._range = (float(limits[0]), float(limits[1]))
+        check_entry(state, "range", (2,), self.name)
+        self._range = (float(state["range"][0]), float(state["range"][1]))
         self._scales, self._running = loaded, []
 
 
@@ -332,21 +335,3 @@ def _at_centres(values: Tensor, patch: Sequence[int], space: tuple[int, ...]) ->
         place = (torch.arange(n) - (p - 1) // 2).clamp(0, values.shape[axis] - 1)
         values = values.index_select(axis, place.to(values.device))
     return values
-
-
-def _entry(state: Mapping[str, Tensor], name: str, shape: tuple[int | None, ...]) -> Tensor:
-    """An entry of a state, float32; refused when missing, of another shape, or not finite."""
-    if name not in state:
-        raise InvalidInput(f"prior state: {name!r} is missing (given: {', '.join(state) or '-'})")
-    entry = state[name]
-    fits = entry.ndim == len(shape) and all(
-        want in (None, size) for want, size in zip(shape, entry.shape, strict=True)
-    )
-    if not fits or 0 in entry.shape or not entry.dtype.is_floating_point:
-        raise InvalidInput(
-            f"prior state: {name!r} is {tuple(entry.shape)} {entry.dtype}, expected floats of "
-            f"shape {shape}"
-        )
-    if not bool(torch.isfinite(entry).all()):
-        raise InvalidInput(f"prior state: {name!r} holds NaN or infinite values")
-    return entry.float()

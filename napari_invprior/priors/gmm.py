@@ -25,8 +25,10 @@ from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.state import check_entry, check_orthonormal, check_positive
 from napari_invprior.registry import register
 
+WHERE = "Gaussian mixture state"
 Edge = Annotated[int, Field(ge=1, le=32)]
 
 FEWEST_PATCHES = 100
@@ -349,31 +351,13 @@ class GaussianMixture(PatchPotential):
             "range": (2,),
         }
         for name, shape in shapes.items():
-            _check_entry(state, name, shape)
-        for name in ("weights", "values"):
-            if float(state[name].min()) <= 0:
-                raise InvalidInput(f"Gaussian mixture state: {name!r} holds values of 0 or less")
+            check_entry(state, name, shape, WHERE)
+        check_positive(state, ("weights", "values"), WHERE)
+        check_orthonormal(state, "vectors", WHERE)
         exact = {name: state[name].double().to(self.device) for name in shapes}
-        eye = torch.eye(self.dim, dtype=torch.float64, device=self.device)
-        if float((exact["vectors"] @ exact["vectors"].mT - eye).abs().max()) > 1e-4:
-            raise InvalidInput("Gaussian mixture state: 'vectors' are not orthonormal")
         self._range = (float(exact["range"][0]), float(exact["range"][1]))
         weights = exact["weights"] / exact["weights"].sum()
         self._adopt(Mixture(weights, exact["means"], exact["values"], exact["vectors"]))
-
-
-def _check_entry(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
-    """Refuse an entry of a state that is missing, of the wrong shape or type, or not finite."""
-    where = "Gaussian mixture state"
-    if name not in state:
-        raise InvalidInput(f"{where}: {name!r} is missing (given: {', '.join(state) or 'nothing'})")
-    entry = state[name]
-    if tuple(entry.shape) != shape or 0 in shape:
-        raise InvalidInput(f"{where}: {name!r} has shape {tuple(entry.shape)}, expected {shape}")
-    if not entry.dtype.is_floating_point:
-        raise InvalidInput(f"{where}: {name!r} has type {entry.dtype}, expected a float type")
-    if not bool(torch.isfinite(entry).all()):
-        raise InvalidInput(f"{where}: {name!r} holds NaN or infinite values")
 
 
 def _mean_nll(mixture: Mixture, patches: Tensor) -> float:

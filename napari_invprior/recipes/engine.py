@@ -314,7 +314,8 @@ def _reconstruct(
         case, solver, prior, choice.weight, should_stop=should_stop,
         time_left=lambda: _time_left(recipe, start),
     ))
-    metrics: dict[str, Any] = {"weight": choice.weight} | problem.facts
+    weighed = {"weight": choice.weight} if solver.has_weight else {}
+    metrics: dict[str, Any] = weighed | problem.facts
     metrics["residual_ratio"] = case.residual_ratio(image)
     if problem.truth is not None:
         metrics["psnr"] = psnr(image, problem.truth, recipe.rim)

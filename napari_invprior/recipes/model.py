@@ -79,6 +79,12 @@ class ReferenceSource(Source):
     labels: Source | None = parameter(
         None, "Label image of the same shape; learn where it is positive."
     )
+    pair: Source | None = parameter(
+        None, "The poor image of the same place, registered; for priors that learn from pairs."
+    )
+    weight: Annotated[float, Field(gt=0, le=1e6)] = parameter(
+        1.0, "How much one patch of this reference counts beside one of another."
+    )
 
 
 class Simulation(Parameters):

@@ -89,7 +89,9 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     """Yield messages for the user and, at last, the `Problem`."""
     observation, simulated = _observation(recipe, arrays)
     references = [(source, load(source, arrays)) for source in recipe.references]
-    images = [image for _, image in references] + ([observation] if observation else [])
+    pairs = {i: load(s.pair, arrays) for i, (s, _) in enumerate(references) if s.pair is not None}
+    images = [image for _, image in references] + list(pairs.values())
+    images += [observation] if observation else []
     if not images:
         raise InvalidInput("nothing to work on: give references or an observation")
     for image in images:
@@ -100,12 +102,14 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
         yield Message(warning, "warning")
     images = [replace(i, value_range=scale.get(id(i), i.value_range)) for i in images]
     digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
+    digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
     problem = Problem(
         recipe=recipe, observation=None, y=None, physics=None, noise=None, truth=None,
         references=[], scale=images[-1].value_range, digests=digests,
     )
-    for (source, _), image in zip(references, images, strict=False):
-        problem.references += _references(source, image, arrays)
+    scaled = dict(zip(pairs, images[len(references) :], strict=False))
+    for i, ((source, _), image) in enumerate(zip(references, images, strict=False)):
+        problem.references += _references(source, image, scaled.get(i), arrays)
     if observation is not None:
         digests["observation"] = observation.digest()
         observation = images[-1]
@@ -153,10 +157,29 @@ def _common_scale(images: list[Image]) -> tuple[dict[int, tuple[float, float]], 
     return {id(image): (low, high) for image in images}, warning
 
 
-def _references(source: ReferenceSource, image: Image, arrays: Arrays) -> list[Reference]:
-    """Normalised frames of one reference image, with the mask of its regions."""
+def _references(
+    source: ReferenceSource, image: Image, pair: Image | None, arrays: Arrays
+) -> list[Reference]:
+    """Normalised frames of one reference image, with the mask of its regions and its pair."""
     mask = region_mask(source, image.space, arrays)
-    return [Reference(torch.from_numpy(frame), mask) for frame in image.normalised()]
+    frames = [torch.from_numpy(frame) for frame in image.normalised()]
+    if pair is None:
+        return [Reference(frame, mask, source.weight) for frame in frames]
+    poor = [torch.from_numpy(frame) for frame in pair.normalised()]
+    whole = len(pair.space) == len(image.space) and not any(
+        n % m for n, m in zip(image.space, pair.space, strict=True)
+    )
+    if not whole or pair.channels != image.channels or len(poor) != len(frames):
+        raise InvalidInput(
+            f"the pair {pair.name} has shape {pair.space} ({len(poor)} frames, {pair.channels} "
+            f"channels), the reference {image.space} ({len(frames)} frames, {image.channels} "
+            "channels); each axis of the reference must be a whole multiple of the pair's: crop "
+            "both to the same place"
+        )
+    return [
+        Reference(frame, mask, source.weight, low)
+        for frame, low in zip(frames, poor, strict=True)
+    ]
 
 
 def region_mask(

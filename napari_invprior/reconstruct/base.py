@@ -28,6 +28,8 @@ class Solver(ABC):
     name: ClassVar[str]
     automatic_weights: ClassVar[tuple[float, ...]]
     needs_prior: ClassVar[bool] = True
+    has_weight: ClassVar[bool] = True
+    """Whether the prior is weighed against the data (``parameters.weight``)."""
 
     def __init__(self, parameters: Declaration) -> None:
         self.parameters = parameters

@@ -93,6 +93,9 @@ def find_weight(
 
     The `Result` is a `WeightChoice`.
     """
+    if not solver.has_weight:
+        yield Result(WeightChoice(1.0, GIVEN, ()))
+        return
     parameters: Any = solver.parameters
     if parameters.weight != "auto":
         yield Result(WeightChoice(float(parameters.weight), GIVEN, ()))

@@ -227,7 +227,9 @@ def _entrant(
                 time_left=lambda: None if end is None else max(0.1, end - time.monotonic()),
             ))
         peak = effort.peak_mb if prior is None else max(effort.peak_mb, trained.peak_mb)
-        figures |= {"weight": choice.weight, "seconds": effort.seconds, "peak_memory_mb": peak}
+        figures |= {"seconds": effort.seconds, "peak_memory_mb": peak}
+        if solver.has_weight:
+            figures["weight"] = choice.weight
         yield Result((image, figures))
 
     return attempt

@@ -37,8 +37,6 @@ FIRST_SMOOTHING = 0.06
 """First level, as a share of the spread of both clouds."""
 COARSE_POINTS = 4000
 """Larger problems are solved for so many points and sites first."""
-SETTLED = 1e-8
-"""Relative gain of the last level below which it has converged."""
 LARGEST_EXPONENT = 30.0
 DRAWN_RATE = 0.1
 """Step of `SemiDual.ascend`, as a share of the mean cost."""
@@ -197,7 +195,7 @@ class SemiDual:
         for _ in range(rounds - 1):
             reached = self._climb(points, levels[-1])
             yield reached
-            if reached - before <= SETTLED * abs(reached):
+            if reached - before <= 0.1 * torch.finfo(self.psi.dtype).eps * abs(reached):
                 break
             before = reached
         if self.epsilon == 0 and self.rho is None:

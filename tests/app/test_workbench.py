@@ -47,7 +47,7 @@ def test_every_control_has_a_tooltip(window):
     window.add_small()
     bench = window.bench
     bare = []
-    for method in ("patchnr", "gmm"):
+    for method in ("patchnr", "gmm", "pca_gmm"):
         bench.prior.chooser.list.choose(method)
         for control in bench.findChildren(CONTROLS):
             inner = isinstance(control.parent(), QAbstractSpinBox | QComboBox)
@@ -178,6 +178,40 @@ def test_train_and_reconstruct_with_the_buttons(window):
     assert "sigma" in bench.result.about.text()
     window.press(bench.result.script)
     assert "recipes.execute" in QApplication.clipboard().text()
+
+
+def test_a_pair_is_offered_where_the_prior_learns_from_pairs(window):
+    window.add_small()
+    bench = window.bench
+    assert bench.references.paired.isHidden()
+    bench.prior.chooser.choose({"kind": "pca_gmm", "patch_size": 4, "components": 2, "steps": 3})
+    bench.result.solver.choose({"kind": "direct"})
+    window.settle()
+    assert bench.references.paired.isVisible()
+    assert not bench.result.weighing.isVisible()
+    bench.references.picker.add(np.array([32, 32 + 68]))
+    window.settle()
+    assert "pair" not in bench.references.part()["references"][0]
+    assert bench.references.pair.choose("low")
+    recipe = bench.runs.recipe("train")
+    assert recipe["references"][0]["pair"] == {"layer": "low"}
+    assert recipe["solver"] == {"kind": "direct"}
+    bench.prior.train.click()
+    window.wait()
+    assert bench.prior.fitted, bench.message.text()
+    assert bench.prior.prior.factor == (2, 2)
+    bench.result.run.click()
+    window.wait()
+    shown = bench.runs.history.shown
+    assert shown is not None, bench.message.text()
+    assert shown.data.shape == (64, 64)
+    assert "weight" not in bench.result.about.text()
+    bench.result.solver.choose({"kind": "variational"})
+    bench.prior.chooser.choose(TINY_PRIOR)
+    window.settle()
+    assert bench.result.weighing.isVisible()
+    assert bench.references.paired.isHidden()
+    assert "pair" not in bench.references.part()["references"][0]
 
 
 def test_nothing_jumps_when_a_job_starts(window):

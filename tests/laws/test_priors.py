@@ -9,19 +9,26 @@ import torch
 
 from napari_invprior import jobs, registry
 from napari_invprior.errors import InvalidInput
-from napari_invprior.priors.base import Prior, Reference
+from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
+from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
+from napari_invprior.priors.base import Measurement, Prior, Reference
 from napari_invprior.priors.patchwise import PatchPotential
 
 QUICK: dict[str, dict[str, Any]] = {
     "patchnr": {"hidden": 16, "blocks": 2, "steps": 60, "batch": 128},
     "gmm": {"components": 4, "steps": 4},
     "wasserstein": {"reference_patches": 100},
+    "adversarial": {"steps": 200, "width": 8, "learning_rate": 3e-3},
     "sinkhorn": {"reference_patches": 100, "blur": 0.1},
     "semi_unbalanced": {"reference_patches": 100, "blur": 0.1},
+    "pca_gmm": {"components": 4, "rank": 8, "steps": 4},
+    "wppnet": {"reference_patches": 100, "steps": 3, "tile": 8, "tiles": 2},
 }
 """Parameters that make a fit take a second."""
 
-LONG: dict[str, dict[str, Any]] = {"patchnr": {"steps": 50}, "gmm": {"steps": 50}}
+LONG: dict[str, dict[str, Any]] = {
+    "patchnr": {"steps": 50}, "gmm": {"steps": 50}, "adversarial": {"steps": 150},
+}
 """Parameters of a fit that can be stopped half-way."""
 
 PRIORS = [
@@ -41,10 +48,27 @@ def texture(ndim: int, seed: int = 0, channels: int = 1) -> torch.Tensor:
     return (x - x.min()) / (x.max() - x.min())
 
 
+def measurement(prior: Prior) -> Measurement:
+    """Coarse data of another image of the material."""
+    physics = SuperResolution(SuperResolutionParameters(factor=2, blur_sigma=0.5), prior.ndim)
+    x = texture(prior.ndim, seed=9, channels=prior.channels)
+    size = physics.fitting_shape(x.shape[1:])
+    x = x[(slice(None), *(slice(0, n) for n in size))][None]
+    return Measurement(physics.A(x), physics, GaussianNoise(GaussianParameters(sigma=0.02)))
+
+
+def fit(prior: Any, references: list[Reference], **options: Any) -> jobs.Job:
+    """`Prior.fit`, with data for the priors that learn from them."""
+    if prior.name == "wppnet":
+        options["measurement"] = measurement(prior)
+    job: jobs.Job = prior.fit(references, **options)
+    return job
+
+
 def fitted(method: registry.Method, ndim: int, channels: int = 1, **options: Any) -> Any:
     parameters = method.parameters(patch_size=4 if ndim == 2 else 3, **QUICK[method.name] | options)
     prior = method.cls(parameters, ndim=ndim, channels=channels)
-    jobs.run(prior.fit([Reference(texture(ndim, channels=channels))], seed=1))
+    jobs.run(fit(prior, [Reference(texture(ndim, channels=channels))], seed=1))
     return prior
 
 
@@ -155,7 +179,7 @@ def test_channels(method: registry.Method, ndim: int, channels: str) -> None:
     )
     prior = method.cls(parameters, ndim=ndim, channels=2)
     found: list[jobs.Event] = []
-    jobs.run(prior.fit([Reference(texture(ndim, channels=2))], seed=1), found.append)
+    jobs.run(fit(prior, [Reference(texture(ndim, channels=2))], seed=1), found.append)
     shown = [event.array for event in found if isinstance(event, jobs.Preview)]
     assert shown, "however short, a training ends with generated patches to look at"
     assert shown[-1].shape[1:] == (2 if channels == "joint" else 1, *prior.patch)
@@ -173,7 +197,7 @@ def test_poor_references_are_refused(method: registry.Method, ndim: int) -> None
     empty = Reference(torch.rand((1, *(2,) * ndim)))
     for reference in (constant, small, empty):
         with pytest.raises(InvalidInput):
-            jobs.run(prior.fit([reference], seed=0))
+            jobs.run(fit(prior, [reference], seed=0))
         assert not prior.is_fitted
 
 
@@ -187,12 +211,12 @@ def test_masked_and_missing_samples_are_never_learnt(method: registry.Method, nd
     results = []
     for candidate in (image, spoiled):
         prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
-        jobs.run(prior.fit([Reference(candidate, mask)], seed=1))
+        jobs.run(fit(prior, [Reference(candidate, mask)], seed=1))
         results.append(prior.g(image[None]))
     assert torch.equal(*results)
     spoiled[..., -5:] = torch.nan
     prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
-    jobs.run(prior.fit([Reference(spoiled)], seed=1))
+    jobs.run(fit(prior, [Reference(spoiled)], seed=1))
     assert torch.equal(prior.g(image[None]), results[0])
 
 
@@ -200,9 +224,9 @@ def test_masked_and_missing_samples_are_never_learnt(method: registry.Method, nd
 def test_stopping_keeps_a_usable_state(method: registry.Method, ndim: int) -> None:
     options = QUICK[method.name] | LONG.get(method.name, {})
     prior = method.cls(method.parameters(patch_size=3, **options), ndim=ndim)
-    jobs.run(prior.fit([Reference(texture(ndim))], seed=1))
+    jobs.run(fit(prior, [Reference(texture(ndim))], seed=1))
     before = float(prior.g(texture(ndim, seed=4)[None]))
-    job = prior.fit([Reference(texture(ndim))], seed=2)
+    job = fit(prior, [Reference(texture(ndim))], seed=2)
     next(job)
     job.close()
     assert prior.is_fitted

@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Message, Progress, Result, run
 from napari_invprior.numerics import mixture as mixture_module
+from napari_invprior.numerics import pairs as pairs_module
 from napari_invprior.numerics.expectation import Moments, Regularisation, from_labels, k_means
 from napari_invprior.numerics.mixture import Mixture, MixtureDensity
 from napari_invprior.priors.base import Reference
@@ -84,9 +85,9 @@ def test_blocks_chunks_and_pieces_do_not_change_the_result(monkeypatch):
     patches = mixture.sample(700, torch.Generator().manual_seed(1))
     whole = MixtureDensity(mixture, dtype=torch.float64)
     values, gradient = whole.potential_and_grad(patches)
-    monkeypatch.setattr(mixture_module, "BLOCK", 300)
+    monkeypatch.setattr(pairs_module, "BLOCK", 300)
     monkeypatch.setattr(mixture_module, "CHUNK_NUMBERS", 64 * 91)
-    monkeypatch.setattr(mixture_module, "PAIR_NUMBERS", 200)
+    monkeypatch.setattr(pairs_module, "PAIR_NUMBERS", 200)
     monkeypatch.setattr(mixture_module, "DENSE_PAIRS", 1000)
     parts = MixtureDensity(mixture, dtype=torch.float64)
     again, again_gradient = parts.potential_and_grad(patches)

@@ -370,6 +370,62 @@ def test_threads_change_nothing_that_matters() -> None:  # row 49
     assert np.abs(results[0] - results[1]).max() < 1e-4 * 255
 
 
+def paired(pair: np.ndarray, **changes: Any) -> tuple[recipes.Outcome, list[str]]:
+    """A one-pass run whose reference has a pair."""
+    good, low = texture("brick-reference", 96), texture("brick-test", 24)
+    arrays = {
+        name: image(array, name)
+        for name, array in {"good": good, "pair": pair, "low": low}.items()
+    }
+    recipe = QUICK | {
+        "observation": {"layer": "low"},
+        "references": [{"layer": "good", "pair": {"layer": "pair"}} | changes],
+        "prior": {"kind": "pca_gmm", "components": 2, "patch_size": 4},
+        "solver": {"kind": "direct"},
+    }
+    events: list[jobs.Event] = []
+    outcome = jobs.run(recipes.run(recipe, arrays=arrays), events.append)
+    return outcome, [e.text for e in events if isinstance(e, jobs.Message)]
+
+
+def coarse() -> np.ndarray:
+    good = texture("brick-reference", 96)
+    return good.reshape(48, 2, 48, 2).mean((1, 3)).astype(good.dtype)
+
+
+def test_a_registered_pair_trains_a_one_pass_estimate() -> None:
+    outcome, _ = paired(coarse())
+    assert outcome.layers[0].array.shape == (48, 48)
+    assert "weight" not in outcome.metrics
+    assert set(outcome.facts["training_data"]) >= {"reference 0", "pair 0", "observation"}
+    again = recipes.Recipe.parse(outcome.recipe.to_dict())
+    assert again.references[0].pair is not None
+    assert again.references[0].pair.layer == "pair"
+
+
+def test_a_pair_is_scaled_like_its_reference() -> None:
+    outcome, messages = paired(coarse().astype(np.float32))
+    assert any("different types" in text for text in messages)
+    assert bool(np.isfinite(outcome.layers[0].array).all())
+
+
+def test_a_pair_of_another_place_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="whole multiple of the pair's"):
+        paired(coarse()[:, :47])
+    with pytest.raises(InvalidInput, match="weight"):
+        paired(coarse(), weight=0)
+
+
+def test_a_solver_without_weight_refuses_one() -> None:
+    with pytest.raises(InvalidInput, match="unknown key 'weight'"):
+        execute(texture(), solver={"kind": "direct", "weight": 1.0})
+
+
+def test_one_pass_needs_a_prior_that_knows_the_operator() -> None:
+    with pytest.raises(InvalidInput, match="choose the PCA-GMM"):
+        execute(texture(), solver={"kind": "direct"})
+
+
 def test_prior_of_another_dimension_is_refused() -> None:  # rows 38 and 40
     arrays = {"good": image(texture("brick-reference", 96), "good")}
     fit = QUICK | {"task": "fit", "references": [{"layer": "good"}]}

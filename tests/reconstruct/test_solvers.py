@@ -14,8 +14,9 @@ from napari_invprior.physics.base import Physics
 from napari_invprior.physics.inpainting import Denoising, DenoisingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
-from napari_invprior.priors.base import Reference
+from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.gmm import GaussianMixture
+from napari_invprior.priors.pca_gmm import PcaMixture
 from napari_invprior.reconstruct.tiles import estimated_bytes, solve_within_memory
 from napari_invprior.reconstruct.total_variation import (
     TotalVariation,
@@ -27,7 +28,7 @@ from napari_invprior.reconstruct.variational import Variational, VariationalPara
 from napari_invprior.samples import load_sample
 
 SOLVERS = [pytest.param(m, id=m.name) for m in registry.methods("solver")]
-WEIGHTS = {"variational": 0.004, "half_quadratic": 0.25, "total_variation": 4.0}
+WEIGHTS = {"variational": 0.004, "half_quadratic": 0.25, "total_variation": 4.0, "direct": 1.0}
 
 
 def photograph(name: str, *window: slice) -> torch.Tensor:
@@ -35,11 +36,29 @@ def photograph(name: str, *window: slice) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def prior() -> GaussianMixture:
+def mixture() -> GaussianMixture:
     mixture = GaussianMixture(GaussianMixture.Parameters(components=8, patch_size=5), ndim=2)
     image = photograph("brick-reference", slice(0, 160), slice(0, 160))
     jobs.run(mixture.fit([Reference(image[0])], seed=0))
     return mixture
+
+
+@pytest.fixture(scope="module")
+def joint() -> PcaMixture:
+    """A prior that was trained for the operator of `problem`."""
+    prior = PcaMixture(PcaMixture.Parameters(patch_size=6, components=2, mode="full"), ndim=2)
+    physics = SuperResolution(SuperResolutionParameters(factor=2), 2)
+    measurement = Measurement(None, physics, GaussianNoise(GaussianParameters(sigma=0.01)))
+    image = photograph("brick-reference", slice(0, 160), slice(0, 160))
+    jobs.run(prior.fit([Reference(image[0])], seed=0, measurement=measurement))
+    return prior
+
+
+@pytest.fixture
+def prior(request: pytest.FixtureRequest, mixture: GaussianMixture) -> Any:
+    """What suits the solver of the test: most need no more than a density of patches."""
+    method = request.node.callspec.params.get("method") if hasattr(request.node, "callspec") else 0
+    return request.getfixturevalue("joint") if method and method.name == "direct" else mixture
 
 
 @pytest.fixture(scope="module")

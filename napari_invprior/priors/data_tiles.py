@@ -1,0 +1,119 @@
+"""Equal pieces of measured data to train a network on, with the operator that belongs to each."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.numerics.resample import spline_resample
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.blocks import block_factor, block_shift
+from napari_invprior.physics.piece import take_piece
+
+SMALLEST_TILE = 8
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of the data and of its first image.
+
+    Attributes
+    ----------
+    data, first : Tensor
+        (N, 1, *tile) and (N, 1, *(tile * factor)), the latter on the block grid.
+    physics : Physics
+        From the inner part of a tile's image to the inner part of its data.
+    data_window, image_window : tuple of slice
+        The inner parts, as indices into batches.
+    """
+
+    data: Tensor
+    first: Tensor
+    physics: Physics
+    data_window: tuple[Any, ...]
+    image_window: tuple[Any, ...]
+
+
+def as_single(x: Tensor) -> Tensor:
+    """Channels as images of their own, (B C, 1, *space)."""
+    return x.reshape(-1, 1, *x.shape[2:])
+
+
+def first_image(y: Tensor, factor: tuple[int, ...]) -> Tensor:
+    """Cubic spline through data (B, C, *space) on the block grid (see `physics.blocks`)."""
+    fine = tuple(n * f for n, f in zip(y.shape[2:], factor, strict=True))
+    return spline_resample(y, fine, factor, tuple((f - 1) / 2 for f in factor), "nearest")
+
+
+def cut_tiles(y: Tensor, physics: Physics, edge: int) -> Tiles:
+    """Half-overlapping tiles of ``edge`` data samples (fewer where the data are smaller).
+
+    Raises
+    ------
+    InvalidInput
+        If the operator is not the same everywhere, or sees further than a tile.
+
+    Examples
+    --------
+    >>> from napari_invprior.physics.superresolution import (
+    ...     SuperResolution, SuperResolutionParameters)
+    >>> physics = SuperResolution(SuperResolutionParameters(factor=2), ndim=2)
+    >>> tiles = cut_tiles(torch.rand(1, 1, 20, 30), physics, 12)
+    >>> tiles.data.shape, tiles.first.shape
+    (torch.Size([12, 1, 12, 12]), torch.Size([12, 1, 24, 24]))
+    """
+    if physics.mask is not None:
+        raise InvalidInput(
+            "a network needs an operator that is the same everywhere; masks are not, choose "
+            "another prior"
+        )
+    space = tuple(y.shape[2:])
+    factor = block_factor(physics)
+    size = tuple(min(edge, n) for n in space)
+    if min(size) < SMALLEST_TILE:
+        raise InvalidInput(f"data of {space} px are too small; {SMALLEST_TILE} px per axis needed")
+    part, data_window, image_window = _inner_operator(physics, size, factor)
+    starts = [
+        sorted({*range(0, n - t + 1, max(1, t // 2)), n - t})
+        for n, t in zip(space, size, strict=True)
+    ]
+    data, first = as_single(y), first_image(as_single(y), factor)
+    found = []
+    for corner in itertools.product(*starts):
+        coarse = tuple(slice(c, c + t) for c, t in zip(corner, size, strict=True))
+        fine = tuple(
+            slice(c * f, (c + t) * f) for c, t, f in zip(corner, size, factor, strict=True)
+        )
+        found.append((data[(..., *coarse)], first[(..., *fine)]))  # type: ignore[index]
+    return Tiles(
+        torch.cat([a for a, _ in found]).contiguous(),
+        torch.cat([b for _, b in found]).contiguous(),
+        part, data_window, image_window,
+    )
+
+
+def _inner_operator(
+    physics: Physics, size: tuple[int, ...], factor: tuple[int, ...]
+) -> tuple[Physics, tuple[Any, ...], tuple[Any, ...]]:
+    """Operator of the largest inner window of a tile's data that looks at the tile alone."""
+    fine = tuple(t * f for t, f in zip(size, factor, strict=True))
+    shift = block_shift(physics)
+    beyond = tuple(t + 1 for t in size)  # never the whole of the data
+    for margin in range(min(size) // 2):
+        window = tuple(slice(margin, t - margin) for t in size)
+        piece = take_piece(physics, window, beyond)
+        start = tuple(a + s for a, s in zip(piece.image_start, shift, strict=True))
+        piece = dataclasses.replace(piece, image_start=start)
+        if piece.lies_inside(fine):
+            batch = (slice(None), slice(None))
+            return piece.physics, (*batch, *window), piece.image_window
+    raise InvalidInput(
+        f"the operator looks at {physics.reach()} px, more than a tile of {size} data samples; "
+        "choose larger tiles"
+    )
