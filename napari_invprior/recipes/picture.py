@@ -104,7 +104,7 @@ def _table(rows: Sequence[Row]) -> Image.Image:
         return math.ceil(max(probe.textlength(text, font=_font()) for text in texts))
 
     first = width(["method", *(_named(row) for row in rows)])
-    widths = [width([c.label, *(row.text(c) for row in rows)]) for c in columns]
+    widths = [width([c.label, *(_plain(row.text(c)) for row in rows)]) for c in columns]
     total = first + sum(w + 2 * GAP for w in widths)
     page = Image.new("RGB", (total, LINE * (len(rows) + 1) + 4), PAPER)
     draw = ImageDraw.Draw(page)
@@ -129,7 +129,12 @@ def _table(rows: Sequence[Row]) -> Image.Image:
 def _cell(column: Column, row: Row | None, wins: bool) -> tuple[str, str]:
     if row is None:
         return column.label, FAINT
-    return row.text(column), WIN if wins else INK
+    return _plain(row.text(column)), WIN if wins else INK
+
+
+def _plain(text: str) -> str:
+    """Dashes that Pillow's own font has."""
+    return text.replace("–", "-")
 
 
 def _named(row: Row) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -77,8 +76,6 @@ def study_metrics(problem: Problem, comparison: Comparison) -> dict[str, Any]:
     metrics: dict[str, Any] = {"table": [row.to_dict() for row in rows]} | problem.facts
     winners = {column.key: best(rows, column) for column in shown_columns(rows)}
     metrics["best"] = {key: row.title for key, row in winners.items() if row is not None}
-    if math.isfinite(comparison.patch_w2_floor):
-        metrics["patch_w2_floor"] = comparison.patch_w2_floor
     learned = [r.figures["psnr"] for r in rows if r.kind == "method" and "psnr" in r.figures]
     if learned:
         metrics["psnr"] = max(learned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -73,13 +72,10 @@ class Comparison:
         One per entrant and baseline.
     images : dict of str to Tensor
         (frames, C, *space) on the CPU.
-    patch_w2_floor : float
-        Patch distance of the references to themselves; NaN without references.
     """
 
     rows: list[Row]
     images: dict[str, Tensor]
-    patch_w2_floor: float = math.nan
 
 
 @dataclass
@@ -152,10 +148,7 @@ def compare(
         rows.append(row)
         yield Compared(_sentence(row), "warning" if row.status == "failed" else "info", row)
     yield stage.progress(len(rows))
-    floor = math.nan
-    if images and not should_stop():
-        floor = yield from forward(distance.floor())
-    yield Result(Comparison(with_intervals(rows, case.seed), images, floor))
+    yield Result(Comparison(with_intervals(rows, case.seed), images))
 
 
 def slugs(titles: Sequence[str]) -> list[str]:

@@ -56,9 +56,10 @@ COLUMNS = (
     Column("psnr", "PSNR / dB", "Peak signal-to-noise ratio against the truth.", 2, "high"),
     Column("ssim", "SSIM", "Structural similarity to the truth.", 3, "high"),
     Column("lpips", "LPIPS", "Perceptual distance to the truth (package lpips).", 3, "low"),
-    Column("patch_w2", "patch W2²",
-           "Squared Wasserstein distance between random patches of the result and of the "
-           "references; asks for no truth.", 3, "low", significant=True),
+    Column("patch_w2", "patch W2",
+           "Squared Wasserstein distance between the patches of the result and those of the "
+           "references, less what two draws of one texture are apart; asks for no truth.", 3,
+           "low"),
     Column("residual_ratio", "residual",
            "Misfit to the data over the noise; 1 fits just to the noise.", 2),
     Column("training_seconds", "train / s",
