@@ -189,7 +189,8 @@ def test_without_a_truth_total_variation_takes_its_weight_from_sure() -> None:
 
 
 def test_a_time_budget_is_shared() -> None:
-    entrants = [Entrant(str(i), solver(iterations=100_000, plateau=0), fitted(), 1) for i in range(2)]
+    long = solver(iterations=100_000, plateau=0)
+    entrants = [Entrant(title, long, fitted(), 1) for title in ("first", "second")]
     outcome, _ = run(case(), entrants, budget_s=2.0)
     assert [row.status for row in outcome.rows] == ["done"] * 2
     assert sum(row.figures["seconds"] for row in outcome.rows) < 10
