@@ -6,6 +6,7 @@ Like napari's layers, sample ``i`` along an axis lies at world coordinate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +51,7 @@ class Geometry:
             a centred grid (the half-pixel shift).
         """
         scale = tuple(s / f for s, f in zip(self.scale, factor, strict=True))
-        return self._moved(scale, [-s * o for s, o in zip(scale, offset, strict=True)])
+        return self.moved(scale, [-s * o for s, o in zip(scale, offset, strict=True)])
 
     def sampled(self, factor: tuple[int, ...], offset: tuple[float, ...]) -> Geometry:
         """Geometry of a grid that is coarser by ``factor``; the inverse of `resampled`.
@@ -62,9 +63,9 @@ class Geometry:
         True
         """
         scale = tuple(s * f for s, f in zip(self.scale, factor, strict=True))
-        return self._moved(scale, [s * o for s, o in zip(self.scale, offset, strict=True)])
+        return self.moved(scale, [s * o for s, o in zip(self.scale, offset, strict=True)])
 
-    def _moved(self, scale: tuple[float, ...], shift: list[float]) -> Geometry:
+    def moved(self, scale: tuple[float, ...], shift: Sequence[float]) -> Geometry:
         """New spacing, and the origin moved along the rotated and sheared axes."""
         ndim = len(scale)
         linear = np.eye(ndim) if self.rotate is None else np.asarray(self.rotate, float)

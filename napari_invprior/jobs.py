@@ -53,11 +53,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """An intermediate picture: ``kind`` is ``"image"`` or ``"patches"``; ``array`` is NumPy."""
+    """An intermediate picture: ``kind`` is ``"image"`` or ``"patches"``; ``array`` is NumPy.
+
+    ``value_range`` holds the user's numbers that 0 and 1 stand for, where they are known.
+    """
 
     kind: str
     array: Any
     stage: str = ""
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
 from napari_invprior.errors import InvalidInput, nearest
+from napari_invprior.phantoms import KINDS, shepp_logan
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Width = float | Sequence[float]
@@ -171,7 +172,26 @@ def _volumes() -> list[Sample]:
     ]
 
 
-SAMPLES: dict[str, Sample] = {s.name: s for s in (*_photographs(), *_volumes())}
+def _phantoms() -> list[Sample]:
+    titles = {
+        "ellipses": "Ellipses in a round sample", "foam": "Foam with a textured matrix",
+    }
+    found = [
+        Sample(
+            f"{kind}-phantom-{part}",
+            f"{titles[kind]}, {part}",
+            2,
+            f"{titles[kind]}: generated slice of 128 x 128 pixels, seed {seed}.",
+            partial(KINDS[kind], 128, seed),
+        )
+        for kind in KINDS
+        for seed, part in enumerate(("reference", "reference-2", "reference-3", "test"))
+    ]
+    head = "Head phantom of Shepp and Logan, 128 x 128 pixels."
+    return [*found, Sample("shepp-logan", "Shepp-Logan phantom", 2, head, shepp_logan)]
+
+
+SAMPLES: dict[str, Sample] = {s.name: s for s in (*_photographs(), *_volumes(), *_phantoms())}
 """Every sample by name; ``-reference`` and ``-test`` parts never overlap."""
 
 

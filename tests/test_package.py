@@ -97,7 +97,7 @@ viewer.close()
         "True",
         "['napari-invprior.workbench', 'napari-invprior.compare']",
         "['napari-invprior.compare', 'napari-invprior.workbench']",
-        "['inpainting_2d', 'superresolution_2d', 'superresolution_3d']",
+        "['inpainting_2d', 'superresolution_2d', 'superresolution_3d', 'tomography_2d']",
         "auto 0 ''",
     ]
 

@@ -212,7 +212,8 @@ class DataPanel(Section):
             return
         text = "estimated"
         quick = not is_lazy(layer) and np.prod(finest(layer).shape) <= QUICK
-        if quick and self.physics.name != "inpainting":
+        alike = self.physics.method.cls.same_units  # otherwise the engine scales the data
+        if quick and alike and self.physics.name != "inpainting":
             sigma = estimated_sigma(Snapshot.of(layer, self.ndim))
             if sigma is not None:
                 text = f"≈ {sigma:.4f}"

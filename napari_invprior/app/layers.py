@@ -244,9 +244,11 @@ def as_colours(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def preview_array(values: np.ndarray, image: Image) -> np.ndarray:
+def preview_array(
+    values: np.ndarray, image: Image, value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """A normalised (frames, C, *space) preview in the user's numbers; the last frame only."""
-    frame = denormalised(values[-1], image.value_range)
+    frame = denormalised(values[-1], value_range or image.value_range)
     if image.channel_axis is None:
         return frame[0]
     return np.moveaxis(frame, 0, -1) if image.rgb else frame

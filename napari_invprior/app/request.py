@@ -97,7 +97,9 @@ def _placed(
     space = values.shape[2:]
     geometry = exact[1] if exact is not None and exact[0] == space else None
     shown = PlacedPreview(
-        preview_array(values, image), preview_geometry(space, image, geometry), image.rgb
+        preview_array(values, image, event.value_range),
+        preview_geometry(space, image, geometry),
+        image.rgb,
     )
     yield Preview("image", shown, event.stage)
 
@@ -119,7 +121,7 @@ def grid_for(
     given = {key: value for key, value in physics.items() if key != "kind"}
     method = registry.get("physics", physics["kind"])
     try:
-        operator = method.cls(validate(method.parameters, given), len(space))
+        operator = method.cls(validate(method.parameters, given), len(space)).bound_to(space)
         return tuple(operator.in_shape(space)), operator.grid(geometry)
     except InvalidInput:
         return None
@@ -155,4 +157,14 @@ def request(
         If a layer is gone.
     """
     layers: list[Layer] = [layer_named(viewer, name) for name in named_layers(recipe)]
-    return Request(recipe, {layer.name: Snapshot.of(layer, ndim) for layer in layers}, prior)
+    wanted = Request(recipe, {layer.name: Snapshot.of(layer, ndim) for layer in layers}, prior)
+    if wanted.observation is not None and not same_units(recipe.get("physics")):
+        wanted.observation.display.pop("contrast_limits", None)
+    return wanted
+
+
+def same_units(physics: Mapping[str, Any] | None) -> bool:
+    """Whether a result is shown with the contrast of its data; not where those are integrals."""
+    from napari_invprior import registry
+
+    return physics is None or registry.get("physics", physics["kind"]).cls.same_units

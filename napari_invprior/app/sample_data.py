@@ -50,6 +50,16 @@ def inpainting_2d() -> list[LayerTuple]:
     )
 
 
+def tomography_2d() -> list[LayerTuple]:
+    """The sinogram of a generated foam, seen at 60 angles, and another slice of it."""
+    from napari_invprior.samples import load_sample
+
+    return _layers(
+        "foam", load_sample("foam-phantom-test"), load_sample("foam-phantom-reference"),
+        {"kind": "tomography", "angle_count": 60}, sigma=0.005, step=(1.0, 1.0), unit="pixel",
+    )
+
+
 def _layers(
     name: str, truth: np.ndarray, reference: np.ndarray, physics: dict[str, Any], *, sigma: float,
     step: tuple[float, ...], unit: str, mask: np.ndarray | None = None,

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from napari_invprior.errors import FileRefused, InvalidInput, nearest
 from napari_invprior.image import Image
 from napari_invprior.io.arrays import Axes, image_from_array, selection, valid_range
@@ -80,6 +82,31 @@ def load(
         )
     image.facts["path"] = str(path.absolute())
     return image
+
+
+def load_list(source: Source, arrays: Mapping[str, Image]) -> np.ndarray:
+    """The numbers of a source as a list: NPY, NPZ, text with one number per line, or a layer.
+
+    Raises
+    ------
+    InvalidInput
+        If it holds no list of real numbers.
+    """
+    if source.path is None:
+        values = load(source, arrays).array
+        name = source.layer or source.sample or ""
+    else:
+        path = existing(local_path(source.path))
+        name = path.name
+        with refusing(name):
+            if path.suffix.lower() in (".txt", ".csv"):
+                values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
+            else:
+                values = np.array(_open(path, source, None).array)
+    numbers = values.squeeze()
+    if numbers.ndim > 1 or numbers.size == 0 or numbers.dtype.kind not in "iuf":
+        raise InvalidInput(f"{name}: shape {values.shape} is no list of numbers; give one axis")
+    return np.atleast_1d(numbers).astype(np.float64)
 
 
 def part_of(image: Image, source: Source) -> Image:

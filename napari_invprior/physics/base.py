@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from napari_invprior.geometry import Geometry
+from napari_invprior.jobs import Message
 from napari_invprior.numerics.krylov import conjugate_gradient, operator_norm
 from napari_invprior.parameters import Parameters as Declaration
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an operator finds odd about observed data.
+
+    Attributes
+    ----------
+    messages : tuple of Message
+        For the user.
+    observed : Tensor or None
+        Data-shaped (space axes only), false where a sample should not count; None for none.
+    """
+
+    messages: tuple[Message, ...] = ()
+    observed: Tensor | None = None
 
 
 class Physics(ABC):
@@ -33,6 +51,16 @@ class Physics(ABC):
     Parameters: ClassVar[type[Declaration]]
     array_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameters that name an array; the engine loads them."""
+    informative: bool = True
+    """Whether the data say anything; a weight can then be chosen by them."""
+    list_inputs: ClassVar[tuple[str, ...]] = ()
+    """Fields that name a list of numbers; the engine loads them too."""
+    same_units: bool = True
+    """Whether data and image are intensities of one scale; line integrals are not."""
+    start_name: str = "start"
+    """What the first image is called beside other baselines."""
+    prox_tolerance: float = 1e-5
+    """Residual at which `prox` stops, as a share of the first, where no exact formula exists."""
     mask: Tensor | None = None
     """Data-shaped (space axes only), true where a sample was observed; None for all."""
 
@@ -63,6 +91,15 @@ class Physics(ABC):
         """Largest image shape, at most ``shape``, that `out_shape` accepts."""
         return tuple(shape)
 
+    def bound_to(self, shape: Sequence[int]) -> Physics:
+        """The operator of observed data of space ``shape``; refuses data that do not fit."""
+        self.in_shape(shape)
+        return self
+
+    def inspect(self, y: Tensor) -> Inspection:
+        """Check observed data (B, C, *space), in the user's own numbers, for known faults."""
+        return Inspection()
+
     def A_dagger(self, y: Tensor) -> Tensor:  # noqa: N802
         """Minimum-norm least-squares image, by conjugate gradients unless overridden."""
         z = conjugate_gradient(lambda v: self.A(self.A_adjoint(v)), y, tolerance=1e-6)
@@ -77,13 +114,30 @@ class Physics(ABC):
     def prox(self, z: Tensor, y: Tensor, mu: float) -> Tensor:
         """Data step ``argmin_x |A x - y|^2 + mu |x - z|^2`` (``mu`` > 0).
 
-        By conjugate gradients on ``(A A^T + mu) v = y - A z``, ``x = z + A^T v``, unless
-        overridden by an exact formula.
+        By conjugate gradients on ``(A A^T + mu) v = y - A z``, ``x = z + A^T v``, or with a
+        `preconditioner` on ``(A^T A + mu) (x - z) = A^T (y - A z)``, unless overridden by an
+        exact formula.
         """
+        invert = self.preconditioner(z.shape[2:], mu)
+        if invert is not None:
+            return z + conjugate_gradient(
+                lambda u: self.A_adjoint(self.A(u)) + mu * u,
+                self.A_adjoint(y - self.A(z)),
+                preconditioner=invert,
+                tolerance=self.prox_tolerance,
+            )
         v = conjugate_gradient(
-            lambda u: self.A(self.A_adjoint(u)) + mu * u, y - self.A(z), tolerance=1e-5
+            lambda u: self.A(self.A_adjoint(u)) + mu * u,
+            y - self.A(z),
+            tolerance=self.prox_tolerance,
         )
         return z + self.A_adjoint(v)
+
+    def preconditioner(
+        self, shape: Sequence[int], mu: float
+    ) -> Callable[[Tensor], Tensor] | None:
+        """A quick approximate inverse of ``A^T A + mu`` on images of space ``shape``, if any."""
+        return None
 
     def grid(self, geometry: Geometry) -> Geometry:
         """Geometry of the image that belongs to data lying at ``geometry``."""
@@ -92,6 +146,10 @@ class Physics(ABC):
     def data_grid(self, geometry: Geometry) -> Geometry:
         """Geometry of the data of an image lying at ``geometry``; the inverse of `grid`."""
         return geometry
+
+    def divisible(self) -> tuple[bool, ...]:
+        """Per data axis, whether a part of the data along it belongs to a part of the image."""
+        return (True,) * self.ndim
 
     def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
         """Operator of the data in ``window`` alone, and where its image begins in the whole.

@@ -33,6 +33,7 @@ class SampledConvolution(Physics):
     taps: tuple[int, ...]
     offset: tuple[float, ...]
     start_title = "Spline (shift-corrected)"
+    start_name = "bicubic"
 
     def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:
         super().__init__(parameters, ndim, **arrays)

@@ -71,9 +71,13 @@ def representative_piece(y: Tensor, physics: Physics, image_samples: int = 150**
     """
     space = tuple(y.shape[2:])
     image = physics.in_shape(space)
-    share = (image_samples / math.prod(image)) ** (1 / len(space))
+    cut = physics.divisible()
+    share = (image_samples / math.prod(image)) ** (1 / max(1, sum(cut)))
     whole = tuple(slice(0, n) for n in space)
-    sizes = tuple(min(n, max(8, round(n * share))) for n in space)
+    sizes = tuple(
+        min(n, max(8, round(n * share))) if divisible else n
+        for n, divisible in zip(space, cut, strict=True)
+    )
     if share > 0.8 or sizes == space:
         return take_piece(physics, whole, space)
     plane = y[0].mean(0).numpy(force=True).astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class Masked(Physics):
         super().__init__(physics.parameters, physics.ndim)
         self.physics, self.mask = physics, mask
         self.start_title = physics.start_title
+        self.same_units, self.start_name = physics.same_units, physics.start_name
+        self.prox_tolerance = physics.prox_tolerance
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         y = self.physics.A(x)
@@ -41,11 +43,20 @@ class Masked(Physics):
     def in_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return self.physics.in_shape(shape)
 
+    def preconditioner(
+        self, shape: Sequence[int], mu: float
+    ) -> Callable[[Tensor], Tensor] | None:
+        """That of the complete data: few samples are missing."""
+        return self.physics.preconditioner(shape, mu)
+
     def grid(self, geometry: Geometry) -> Geometry:
         return self.physics.grid(geometry)
 
     def data_grid(self, geometry: Geometry) -> Geometry:
         return self.physics.data_grid(geometry)
+
+    def divisible(self) -> tuple[bool, ...]:
+        return self.physics.divisible()
 
     def restricted(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
         part, start = self.physics.restricted(window)

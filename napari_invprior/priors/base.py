@@ -136,6 +136,10 @@ class Prior(ABC):
         """What one reconstruction works with: a copy where the prior adapts itself to the image."""
         return self
 
+    def start(self, y: Tensor, physics: Physics) -> Tensor:
+        """A first image for data ``y``; `Physics.start` unless the prior knows a better one."""
+        return physics.start(y)
+
     def advice(self, space: Sequence[int]) -> str:
         """What to consider before reconstructing an image of this shape; empty for nothing."""
         return ""

@@ -25,10 +25,12 @@ from napari_invprior.jobs import (
     Stage,
     forward,
     never,
+    run,
 )
 from napari_invprior.networks.upscaling import AsymmetricUpscaler, ResidualUpscaler
 from napari_invprior.parameters import parameter
-from napari_invprior.physics.blocks import block_factor
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.data_tiles import (
     SMALLEST_TILE,
@@ -125,6 +127,10 @@ class WPPNet(WassersteinPatchPrior):
             images.append(self._net(single, first_image(single, self._factor)))
             yield stage.progress(k + 1)
         yield Result(torch.cat(images).view(*y.shape[:2], *images[0].shape[2:]))
+
+    def start(self, y: Tensor, physics: Physics) -> Tensor:
+        """The network's image: few variational steps are then enough."""
+        return from_blocks(run(self.estimate(y)), physics, tuple(y.shape[2:]))
 
     # --- learning ---------------------------------------------------------------------------
 

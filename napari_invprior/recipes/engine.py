@@ -147,7 +147,7 @@ def _run(
         yield Result(_outcome(problem, (), {}, prior, start))
         return
     image, metrics = yield from forward(
-        _reconstruct(problem, prior, device, should_stop, start)
+        _scaled(_reconstruct(problem, prior, device, should_stop, start), problem)
     )
     layers = (_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
@@ -327,6 +327,12 @@ def _reconstruct(
             ))
     yield Preview("image", image.numpy(), "reconstruct")
     yield Result((image, metrics))
+
+
+def _scaled(job: Job, problem: Problem) -> Job:
+    """The job, with the scale of the images written on its previews."""
+    for event in job:
+        yield replace(event, value_range=problem.scale) if isinstance(event, Preview) else event
 
 
 def _time_left(recipe: Recipe, start: float) -> float | None:

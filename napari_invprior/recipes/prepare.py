@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.image import Image
-from napari_invprior.io.images import load
+from napari_invprior.io.images import load, load_list
 from napari_invprior.jobs import Message
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
@@ -22,10 +22,20 @@ from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Reference
 from napari_invprior.recipes.model import Choice, Polygon, Recipe, ReferenceSource, Simulation
+from napari_invprior.recipes.scale import (
+    common_scale,
+    from_unit,
+    from_zero,
+    range_of_start,
+    to_unit,
+)
 from napari_invprior.reconstruct.case import Case
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
+
+UNKNOWN = (0.0, 0.0)
+"""Range of an image of which nothing but data in another unit is known yet."""
 
 
 @dataclass
@@ -97,10 +107,18 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     for image in images:
         for note in image.facts.get("notes", ()):
             yield Message(f"{image.name}: {note}")
-    scale, warning = _common_scale(images)
+    same_units = recipe.physics.method.cls.same_units or recipe.observation is None
+    apart = observation is not None and not simulated and not same_units
+    alike = images[:-1] if apart else images  # what the one scale of intensities is for
+    scale, warning = common_scale(alike)
     if warning:
         yield Message(warning, "warning")
-    images = [replace(i, value_range=scale.get(id(i), i.value_range)) for i in images]
+    ranges = [scale.get(id(i), i.value_range) for i in alike]
+    if not same_units:
+        ranges = [from_zero(r) for r in ranges]
+    if apart:
+        ranges.append(ranges[0] if ranges else UNKNOWN)
+    images = [replace(i, value_range=r) for i, r in zip(images, ranges, strict=True)]
     digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
     digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
     problem = Problem(
@@ -114,8 +132,9 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
         digests["observation"] = observation.digest()
         observation = images[-1]
         yield from _attach_data(problem, observation, simulated, arrays)
-    if recipe.zero_shot and problem.y is not None:
-        problem.references = [Reference(frame) for frame in problem.y]
+    if recipe.zero_shot and problem.y is not None and problem.physics is not None:
+        own = problem.y if same_units else problem.physics.start(problem.y)
+        problem.references = [Reference(frame) for frame in own]
     yield from _warn_about_references(problem)
     yield problem
 
@@ -127,34 +146,6 @@ def _observation(recipe: Recipe, arrays: Arrays) -> tuple[Image | None, bool]:
     if isinstance(recipe.observation, Simulation):
         return load(recipe.observation.simulate_from, arrays), True
     return load(recipe.observation, arrays), False
-
-
-def _common_scale(images: list[Image]) -> tuple[dict[int, tuple[float, float]], str]:
-    """One intensity scale for images of one type; a warning where the types differ.
-
-    Integers of one type, and floating-point images, share the smallest range that holds all of
-    their ranges. Where an integer meets a floating-point image each keeps its own.
-    """
-    kinds = {np.dtype(image.array.dtype).kind in "fc" or image.array.dtype for image in images}
-    if len(kinds) > 1:
-        listed = "; ".join(
-            f"{i.name}: {i.array.dtype} {i.value_range[0]:.4g}..{i.value_range[1]:.4g}"
-            for i in images
-        )
-        return {}, (
-            "references and observation are of different types and are scaled each by its own "
-            f"range ({listed}); give dtype_range to match them"
-        )
-    low = min(image.value_range[0] for image in images)
-    high = max(image.value_range[1] for image in images)
-    spans = [image.value_range[1] - image.value_range[0] for image in images]
-    warning = ""
-    if max(spans) > 8 * min(spans):
-        warning = (
-            "references and observation differ in contrast by a factor of "
-            f"{max(spans) / min(spans):.3g}; the prior expects one scale (match them first)"
-        )
-    return {id(image): (low, high) for image in images}, warning
 
 
 def _references(
@@ -229,46 +220,69 @@ def _attach_data(
     problem: Problem, image: Image, simulated: bool, arrays: Arrays
 ) -> Iterator[Message]:
     """Physics, noise and data, simulated where the recipe says so."""
-    recipe = problem.recipe
-    values = torch.from_numpy(image.normalised())
-    physics = _build_physics(recipe, values, simulated, arrays)
-    noise_choice: Choice = recipe.noise
     if simulated:
-        if getattr(noise_choice.parameters, "sigma", 0.0) is None:
-            raise InvalidInput("noise.sigma is missing: a simulation needs its noise level")
-        if not bool(torch.isfinite(values).all()):
-            raise InvalidInput(f"{image.name} holds NaN or infinite values; clean it to simulate")
-        fitting = physics.fitting_shape(image.space)
-        if fitting != image.space:
-            yield Message(f"cropped {image.space} to {fitting} px to fit the physics")
-            values = values[(..., *(slice(0, n) for n in fitting))]  # type: ignore[index]
-        noise = noise_choice.method.cls(noise_choice.parameters)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        problem.truth = values
-        problem.y = noise.simulate(physics.A(values), generator)
-        image = _simulated_image(image, problem.y, physics)
+        yield from _simulate(problem, image, arrays)
     else:
-        physics.in_shape(image.space)
-        values, observed = filled(values)
-        if observed is not None:
-            count = int((~observed).sum())
-            yield Message(
-                f"{count} samples of {image.name} are NaN or infinite and count as unobserved",
-                "warning",
-            )
-            physics = Masked(physics, observed)
-        problem.y = values
-        yield from _estimate_noise(problem, image, physics)
-        noise_choice = problem.recipe.noise
-        noise = noise_choice.method.cls(noise_choice.parameters)
-        if recipe.truth is not None:
-            problem.truth = _truth(recipe.truth, problem, physics, image, arrays)
-    if physics.mask is not None and bool(physics.mask.all()):
+        yield from _measure(problem, image, arrays)
+    assert problem.physics is not None and problem.y is not None
+    if problem.physics.mask is not None and bool(problem.physics.mask.all()):
         yield Message("nothing is missing: the mask is positive everywhere", "warning")
     if float(problem.y.std()) == 0:
         yield Message(f"{image.name} is constant ({float(problem.y.flatten()[0]):g})", "warning")
-    problem.observation, problem.physics, problem.noise = image, physics, noise
-    problem.scale = image.value_range
+
+
+def _simulate(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message]:
+    """Data from an image, which becomes the truth."""
+    recipe = problem.recipe
+    values = torch.from_numpy(image.normalised())
+    physics = _build_physics(recipe, values, True, arrays)
+    choice: Choice = recipe.noise
+    if getattr(choice.parameters, "sigma", 0.0) is None:
+        raise InvalidInput("noise.sigma is missing: a simulation needs its noise level")
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidInput(f"{image.name} holds NaN or infinite values; clean it to simulate")
+    fitting = physics.fitting_shape(image.space)
+    if fitting != image.space:
+        yield Message(f"cropped {image.space} to {fitting} px to fit the physics")
+        values = values[(..., *(slice(0, n) for n in fitting))]  # type: ignore[index]
+    noise = choice.method.cls(choice.parameters)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    problem.truth = values
+    problem.y = noise.simulate(physics.A(values), generator)
+    problem.observation = _simulated_image(image, problem.y, physics)
+    problem.physics, problem.noise, problem.scale = physics, noise, image.value_range
+
+
+def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message]:
+    """Observed data: checked, scaled, and joined with what can be estimated from them."""
+    raw = torch.from_numpy(image.array.astype(np.float32))
+    physics = _build_physics(problem.recipe, raw, False, arrays).bound_to(image.space)
+    inspection = physics.inspect(raw)
+    yield from inspection.messages
+    unusable = int((~torch.isfinite(raw)).flatten(0, 1).any(0).sum())
+    if inspection.observed is not None:
+        raw[..., ~inspection.observed] = math.nan
+    values, observed = filled(raw)
+    if unusable:
+        yield Message(
+            f"{unusable} samples of {image.name} are NaN or infinite and count as unobserved",
+            "warning",
+        )
+    if image.value_range == UNKNOWN:
+        image = replace(image, value_range=range_of_start(values, physics))
+        yield Message(
+            "without a reference the image is assumed to span {:.4g}..{:.4g}, as its first "
+            "reconstruction does".format(*image.value_range)
+        )
+    problem.y = to_unit(values, physics, image.value_range)
+    if observed is not None:
+        physics = Masked(physics, observed)
+    problem.observation, problem.physics, problem.scale = image, physics, image.value_range
+    yield from _estimate_noise(problem, image, physics)
+    choice: Choice = problem.recipe.noise
+    problem.noise = choice.method.cls(choice.parameters)
+    if problem.recipe.truth is not None:
+        problem.truth = _truth(problem.recipe.truth, problem, physics, image, arrays)
 
 
 def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
@@ -283,6 +297,10 @@ def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arra
             if array.shape[0] != 1:
                 raise InvalidInput(f"physics.{name} has {array.shape[0]} channels; give one")
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array[0]).astype(np.float64))
+    for name in cls.list_inputs:
+        source = getattr(choice.parameters, name)
+        if isinstance(source, Source):
+            tensors[name] = torch.from_numpy(load_list(source, arrays))
     missing = getattr(choice.parameters, "missing", None)
     if simulated and missing is not None and "mask" not in tensors:
         generator = torch.Generator().manual_seed(recipe.seed + 1)
@@ -292,8 +310,7 @@ def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arra
 
 def _simulated_image(image: Image, y: Tensor, physics: Physics) -> Image:
     """The simulated data as an image, placed so that its image grid is the truth's."""
-    low, high = image.value_range
-    array = (y.numpy() * (high - low) + low).astype(np.float32)
+    array = from_unit(y, physics, image.value_range).numpy()
     geometry = physics.data_grid(image.geometry)
     return replace(image, array=array, geometry=geometry, name=f"{image.name} (simulated)")
 
@@ -337,7 +354,8 @@ def _estimate_noise(
         yield Message("noise level 0 is replaced by a floor of 1e-4 (in units of 0-1)", "warning")
     if sigma is not None:
         return
-    values = torch.from_numpy(image.normalised())
+    assert problem.y is not None
+    values = problem.y.clone()
     if physics.mask is not None:
         values[..., ~physics.mask] = math.nan
     sigma, spread = estimate_sigma(values)
@@ -368,7 +386,8 @@ def _truth(
         )
     problem.digests["truth"] = truth.digest()
     same_type = np.dtype(truth.array.dtype).kind == np.dtype(image.array.dtype).kind
-    scaled = replace(truth, value_range=image.value_range) if same_type else truth
+    one_scale = same_type or not physics.same_units
+    scaled = replace(truth, value_range=image.value_range) if one_scale else truth
     return torch.from_numpy(scaled.normalised())
 
 
@@ -378,8 +397,10 @@ def _warn_about_references(problem: Problem) -> Iterator[Message]:
         return
     values = torch.cat([r.image[:, _mask(r)].flatten() for r in problem.references])
     low, high = float(values.min()), float(values.max())
-    assert problem.physics is not None
-    mean = float(problem.physics.observed(problem.y).mean())
+    physics = problem.physics
+    assert physics is not None
+    seen = physics.observed(problem.y) if physics.same_units else physics.start(problem.y[:1])
+    mean = float(seen.mean())
     if not low <= mean <= high:
         yield Message(
             f"the observation's mean {mean:.3g} lies outside the references' values "

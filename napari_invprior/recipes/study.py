@@ -10,7 +10,7 @@ from napari_invprior.jobs import Job
 from napari_invprior.priors.base import Prior
 from napari_invprior.recipes.model import Choice, StudyMethod
 from napari_invprior.recipes.prepare import Problem
-from napari_invprior.study.baselines import BASELINES, KEYS, available
+from napari_invprior.study.baselines import available, key_of
 from napari_invprior.study.compare import Comparison, Entrant
 from napari_invprior.study.table import best, shown_columns
 
@@ -73,6 +73,7 @@ def study_metrics(problem: Problem, comparison: Comparison) -> dict[str, Any]:
     ``psnr`` is that of the best learned method, ``baselines`` holds those of the baselines.
     """
     rows = comparison.rows
+    assert problem.physics is not None
     metrics: dict[str, Any] = {"table": [row.to_dict() for row in rows]} | problem.facts
     winners = {column.key: best(rows, column) for column in shown_columns(rows)}
     metrics["best"] = {key: row.title for key, row in winners.items() if row is not None}
@@ -81,8 +82,7 @@ def study_metrics(problem: Problem, comparison: Comparison) -> dict[str, Any]:
         metrics["psnr"] = max(learned)
     ran = dict(zip(chosen_baselines(problem), rows[len(problem.recipe.methods) :], strict=True))
     metrics["baselines"] = {
-        key: ran[name].figures["psnr"]
-        for key, name in (KEYS | {n: n for n in BASELINES if n not in KEYS.values()}).items()
-        if name in ran and "psnr" in ran[name].figures
+        key_of(name, problem.physics): row.figures["psnr"]
+        for name, row in ran.items() if "psnr" in row.figures
     }
     return metrics

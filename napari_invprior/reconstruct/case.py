@@ -100,6 +100,10 @@ def find_weight(
     if parameters.weight != "auto":
         yield Result(WeightChoice(float(parameters.weight), GIVEN, ()))
         return
+    if not case.physics.informative:  # any weight will do
+        unit = 1.0 if prior is None else prior.weight_scale
+        yield Result(WeightChoice(solver.automatic_weights[0] * unit, GIVEN, ()))
+        return
     first = case.y[:1]
     piece = representative_piece(first, case.physics, PIECE_SAMPLES[first.ndim - 2])
     choice: WeightChoice = yield from forward(choose_weight(

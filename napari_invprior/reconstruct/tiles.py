@@ -53,9 +53,9 @@ def solve_within_memory(
     space = tuple(y.shape[2:])
     tile = space
     while estimated_bytes(y[(..., *(slice(0, n) for n in tile))], physics) > memory:  # type: ignore[index]
-        if max(tile) <= 16:
+        if max(_divisible(tile, physics), default=0) <= (16 if all(physics.divisible()) else 1):
             raise OutOfMemory(f"even tiles of {tile} samples need more than {memory} bytes")
-        tile = _halved(tile)
+        tile = _halved(tile, physics)
     for _ in range(HALVINGS + 1):
         try:
             if tile == space:
@@ -70,15 +70,23 @@ def solve_within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if max(_divisible(tile, physics), default=0) <= 1:
+                raise
             last = error
-            tile = _halved(tile)
+            tile = _halved(tile, physics)
             yield Message(f"memory ran out; trying again in tiles of {tile}", "warning")
     raise OutOfMemory(f"memory ran out even with tiles of {tile} samples") from last
 
 
-def _halved(tile: tuple[int, ...]) -> tuple[int, ...]:
-    """The tile with its longest edge halved."""
-    longest = max(range(len(tile)), key=tile.__getitem__)
+def _divisible(tile: tuple[int, ...], physics: Physics) -> list[int]:
+    """Edges of the tile along which the data may be cut."""
+    return [n for n, cut in zip(tile, physics.divisible(), strict=True) if cut]
+
+
+def _halved(tile: tuple[int, ...], physics: Physics) -> tuple[int, ...]:
+    """The tile with the longest edge that may be cut halved."""
+    axes = [axis for axis, cut in enumerate(physics.divisible()) if cut]
+    longest = max(axes, key=tile.__getitem__)
     return tuple(max(1, -(-n // 2)) if a == longest else n for a, n in enumerate(tile))
 
 

@@ -105,7 +105,7 @@ class Variational(Solver):
     ) -> Job:
         if not isinstance(prior, PatchPrior):
             raise InvalidInput("the variational solver needs a patch prior; choose one")
-        x = (physics.start(y) if start is None else start).clone()
+        x = (prior.start(y, physics) if start is None else start).clone()
         if self.parameters.optimiser == "lbfgs" and not isinstance(prior, PatchPotential):
             raise InvalidInput(
                 f"the prior {prior.name!r} changes while it follows the image, which L-BFGS cannot "

@@ -276,8 +276,9 @@ def best_total_variation(
     return found
 
 
-KEYS = {"bicubic": "start", "tv": "tv"}
-"""Baselines that every reconstruction with a truth is held against, by their key in its figures."""
+def key_of(name: str, physics: Physics) -> str:
+    """Key of a baseline among the figures of a run: the first image goes by its own name."""
+    return physics.start_name if name == "start" else name
 
 
 def baselines(
@@ -291,15 +292,17 @@ def baselines(
 ) -> Job:
     """PSNR of the baselines for frame 0, as a job whose `Result` is ``{name: dB}``.
 
-    ``bicubic`` is the physics' first image (a shift-corrected cubic spline for super-resolution);
-    ``tv`` is converged total variation with the weight of highest PSNR.
+    The physics' first image goes by its own name (``bicubic``, a shift-corrected cubic spline, for
+    super-resolution; ``fbp`` for tomography); ``tv`` is converged total variation with the weight
+    of highest PSNR.
     """
     truth = truth[:1]
     case = Case(y[:1], physics, noise, truth=truth, rim=rim)
-    stage = Stage("baselines", len(KEYS))
+    stage = Stage("baselines", 2)
     figures: dict[str, float] = {}
-    for key, name in KEYS.items():
+    for name in ("start", "tv"):
         image, _ = yield from forward(BASELINES[name].make(case, should_stop))
+        key = key_of(name, physics)
         figures[key] = psnr(image, truth, rim)
         yield stage.progress(len(figures), **{key: figures[key]})
     yield Result(figures)

@@ -39,7 +39,7 @@ COARSE_POINTS = 4000
 """Larger problems are solved for so many points and sites first."""
 LARGEST_EXPONENT = 30.0
 DRAWN_RATE = 0.1
-"""Step of `SemiDual.ascend`, as a share of the mean cost."""
+"""Step of `SemiDual.ascend`, as a share of the transport cost."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Plan:
         ``t_i``, the site of each point or the average of its sites, (d, n).
     mass : Tensor
         Share of the points that each site receives, (M,).
-    index : Tensor or None
-        The site of each point where there is one.
+    cost : float
+        Mean of ``|x_i - t_i|^2``.
     """
 
     potentials: Tensor
     targets: Tensor
     mass: Tensor
-    index: Tensor | None
+    cost: float
 
 
 class SemiDual:
@@ -110,8 +110,7 @@ class SemiDual:
         self.psi = torch.zeros_like(self.weights)
         self._moments = torch.zeros_like(self.psi), torch.zeros_like(self.psi)
         self.last_level = 0.0
-        self._steps = 0
-        self._rate: float | None = None
+        self._steps, self._cost = 0, math.inf
 
     # --- evaluation -------------------------------------------------------------------------
 
@@ -128,14 +127,16 @@ class SemiDual:
         if level == 0:
             potentials, index = self.sites.nearest(points, self.psi)
             mass = torch.bincount(index, minlength=self.sites.count) / len(index)
-            return Plan(potentials, self.sites.sites[:, index], mass.to(self.psi), index)
+            cost = float((potentials + self.psi[index]).mean())
+            return Plan(potentials, self.sites.sites[:, index], mass.to(self.psi), cost)
         potentials, targets = points.new_empty(points.shape[1]), torch.empty_like(points)
         mass = torch.zeros_like(self.psi)
         for here, values, shares, totals in self._soft(points, self.psi, level):
             potentials[here] = values
             targets[:, here] = (self.sites.sites @ shares).div_(totals)
             mass += shares @ (1 / totals)
-        return Plan(potentials, targets, mass / points.shape[1], None)
+        cost = float(torch.sub(points, targets).square_().sum(0).mean())
+        return Plan(potentials, targets, mass / points.shape[1], cost)
 
     def value(self, plan: Plan) -> Tensor:
         """``D(psi)``: a lower bound of the transport cost, equal to it at the best ``psi``."""
@@ -152,16 +153,18 @@ class SemiDual:
 
     def ascend(self, plan: Plan) -> None:
         """One stochastic step (Adam) on ``psi`` from a plan of some of the points."""
-        if self._rate is None:
-            scale = DRAWN_RATE * float(plan.potentials.abs().mean())
-            self._rate = scale if self.rho is None else min(scale, 5 * self.rho)
+        # The step follows the cost down, never up: a potential gone astray makes itself dearer.
+        self._cost = min(self._cost, plan.cost)
+        rate = DRAWN_RATE * self._cost
+        if self.rho is not None:
+            rate = min(rate, 5 * self.rho)
         self._steps += 1
         gradient = self._wanted(self.psi) - plan.mass
         first, second = self._moments
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient**2, 0.01)
         slope = (second / (1 - 0.99**self._steps)).sqrt_().add_(1e-12)
-        self.psi += (self._rate / (1 - 0.9**self._steps)) * first / slope
+        self.psi += (rate / (1 - 0.9**self._steps)) * first / slope
 
     def solve(
         self, points: Tensor, tolerance: float = 0.01, rounds: int = 1

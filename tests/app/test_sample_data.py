@@ -12,7 +12,7 @@ from napari_invprior.app.data_panel import by_role
 from napari_invprior.app.layers import META, image_from_layer
 from napari_invprior.app.request import grid_for
 
-NAMES = ("superresolution_2d", "superresolution_3d", "inpainting_2d")
+NAMES = ("superresolution_2d", "superresolution_3d", "inpainting_2d", "tomography_2d")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,11 @@ import torch
 
 from napari_invprior import registry
 
-OPTIONS = {"gaussian": {"sigma": 0.05}, "poisson": {"peak": 200.0}}
+OPTIONS = {
+    "gaussian": {"sigma": 0.05},
+    "poisson": {"peak": 200.0},
+    "transmission": {"photons": 4096.0, "attenuation": 2.0},
+}
 NOISES = [pytest.param(m, id=m.name) for m in registry.methods("noise")]
 
 
