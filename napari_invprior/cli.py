@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -134,8 +135,10 @@ def run(
 
 
 def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:
-    table = Table(show_header=False)
     metrics = figures["metrics"]
+    if "table" in metrics:
+        Console().print(_study_table(metrics["table"]))
+    table = Table(show_header=False)
     for name, value in metrics.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4g}")
@@ -146,6 +149,24 @@ def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:
     for name, path in outputs.items():
         table.add_row(name, path)
     Console().print(table)
+
+
+def _study_table(table: list[dict[str, Any]]) -> Table:
+    """The rows of a study; the best figure of each column is bold."""
+    from napari_invprior.study.table import Row, best, shown_columns
+
+    rows = [Row.from_dict(data) for data in table]
+    columns = shown_columns(rows)
+    shown = Table("method")
+    for column in columns:
+        shown.add_column(column.label, justify="right")
+    for row in rows:
+        texts = [
+            f"[bold]{row.text(c)}[/bold]" if best(rows, c) is row else row.text(c) for c in columns
+        ]
+        reason = f" [yellow]({escape(row.reason)})[/yellow]" if row.reason else ""
+        shown.add_row(escape(row.title) + reason, *texts)
+    return shown
 
 
 @app.command()

@@ -50,6 +50,29 @@ def test_run_writes_results_and_prints_one_object(recipe: str, tmp_path: Path) -
     assert "reconstruction" in again.output
 
 
+def test_a_study_prints_its_table(tmp_path: Path) -> None:
+    settings = {
+        "observation": QUICK["observation"], "references": QUICK["references"],
+        "physics": QUICK["physics"], "study_baselines": ["start"],
+        "methods": [{"title": "EPLL [quick]", "prior": QUICK["prior"], "solver": QUICK["solver"]}],
+    }
+    options = [text for key, value in settings.items() for text in
+               ("--set", f"{key}={json.dumps(value)}")]
+    example = ("run", "compare-priors", *options, "--out", str(tmp_path / "study"))
+    result = call(*example)
+    assert result.exit_code == 0, result.output
+    assert "EPLL [quick]" in result.output
+    assert "PSNR" in result.output
+    assert (tmp_path / "study" / "table.png").stat().st_size > 5000
+    report = json.loads(call(*example, "--json").stdout.strip().split("\n")[-1])
+    rows = report["metrics"]["table"]
+    assert [row["title"] for row in rows] == ["EPLL [quick]", "Spline (shift-corrected)"]
+    assert report["metrics"]["psnr"] == rows[0]["psnr"] > rows[1]["psnr"]
+    assert {"table.csv", "table.png", "reconstruction_epll_quick", "truth"} <= set(
+        report["outputs"]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Workbench", "open_demo"]
+__all__ = ["Compare", "Workbench", "open_demo"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,6 +13,10 @@ def __getattr__(name: str) -> Any:
         from napari_invprior.app.workbench import Workbench
 
         return Workbench
+    if name == "Compare":
+        from napari_invprior.app.compare import Compare
+
+        return Compare
     if name == "open_demo":
         from napari_invprior.app.demo import open_demo
 

@@ -9,6 +9,8 @@ from napari_invprior.app.layers import META, recipe_of
 
 MAP = "map"
 """Role of layers that say something about a result."""
+COMPARED = "compared"
+"""Role of the results of a comparison: they are looked at side by side, not one after another."""
 
 
 class History:
@@ -28,7 +30,8 @@ class History:
         """Result layers, oldest first (those of an earlier session included)."""
         return [
             layer for layer in self.viewer.layers
-            if recipe_of(layer) is not None and layer.metadata[META].get("role") != MAP
+            if recipe_of(layer) is not None
+            and layer.metadata[META].get("role") not in (MAP, COMPARED)
         ]
 
     @property

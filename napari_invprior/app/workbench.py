@@ -7,7 +7,7 @@ from typing import Any
 
 import napari
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtCore import QEvent, QSize, Qt, QTimer
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QApplication,
@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
 
 from napari_invprior.app.controls import FAULT, Sentence
 from napari_invprior.app.data_panel import DataPanel
+from napari_invprior.app.dock import Dock
 from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
@@ -42,7 +43,7 @@ SHORTCUTS = {
 """Keys of the canvas and of the dock, while the dock is open. None is taken by napari's menus."""
 
 
-class Workbench(QWidget):
+class Workbench(Dock):
     """From a poor image and good references to a better image.
 
     Parameters
@@ -64,7 +65,6 @@ class Workbench(QWidget):
         self.runs = Runs(self.viewer, self, self)
         self.message = Sentence("What the running or last job said.")
         self._messages: list[str] = []
-        self._closed = self._window_closes = False
         self._lay_out()
         self._connect()
         self._bind_keys()
@@ -299,42 +299,8 @@ class Workbench(QWidget):
 
     # ---- the end of the dock
 
-    def event(self, event: QEvent) -> bool:
-        """Notice that the dock was closed: napari takes the widget out of it."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.close_down()
-        return super().event(event)
-
-    def showEvent(self, event: Any) -> None:  # noqa: N802
-        """Watch the window that the dock is in; it joins it only after it is shown."""
-        QTimer.singleShot(0, self._watch_window)
-        super().showEvent(event)
-
-    def _watch_window(self) -> None:
-        self.window().installEventFilter(self)
-
-    def eventFilter(self, watched: Any, event: QEvent) -> bool:  # noqa: N802
-        """Stop when the window closes: it hides after a close that nobody refused."""
-        if event.type() == QEvent.Type.Close:
-            self._window_closes = True
-            QTimer.singleShot(0, self._window_stays)
-        elif event.type() == QEvent.Type.Hide and self._window_closes:
-            self.close_down()
-        return super().eventFilter(watched, event)
-
-    def _window_stays(self) -> None:
-        self._window_closes = False
-
-    def closeEvent(self, event: Any) -> None:  # noqa: N802
-        """A window of its own was closed."""
-        self.close_down()
-        super().closeEvent(event)
-
-    def close_down(self) -> None:
-        """Stop jobs, unbind mouse and keys, forget the viewer; safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+    def release(self) -> None:
+        """Stop jobs, unbind mouse and keys, forget the viewer."""
         self.runs.runner.shutdown()
         self.references.close_down()
         for keys in self._actions:

@@ -64,6 +64,9 @@ class Physics(ABC):
     mask: Tensor | None = None
     """Data-shaped (space axes only), true where a sample was observed; None for all."""
 
+    start_title: str = "Fast first image"
+    """What `start` is, for people."""
+
     def __init__(self, parameters: Declaration, ndim: int, **arrays: Tensor) -> None:
         self.parameters = parameters
         self.ndim = ndim

@@ -32,6 +32,7 @@ class SampledConvolution(Physics):
     before: tuple[int, ...]
     taps: tuple[int, ...]
     offset: tuple[float, ...]
+    start_title = "Spline (shift-corrected)"
     start_name = "bicubic"
 
     def __init__(self, parameters: Parameters, ndim: int, **arrays: Tensor) -> None:

@@ -38,6 +38,7 @@ class Denoising(Physics):
     """
 
     Parameters = DenoisingParameters
+    start_title = "Observation"
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
         return x
@@ -95,6 +96,7 @@ class Inpainting(Physics):
     array_inputs = ("mask",)
     parameters: InpaintingParameters
     mask: Tensor
+    start_title = "Nearest observed sample"
 
     def __init__(
         self, parameters: InpaintingParameters, ndim: int, mask: Tensor | None = None

@@ -129,6 +129,7 @@ class Tomography(Physics):
     list_inputs = ("angle_array",)
     same_units = False
     start_name = "fbp"
+    start_title = "Filtered back-projection (FBP)"
     prox_tolerance = 1e-3  # total variation ends at the same image (to 0.001 dB) in half the time
 
     def __init__(

@@ -26,6 +26,7 @@ class Masked(Physics):
     def __init__(self, physics: Physics, mask: Tensor) -> None:
         super().__init__(physics.parameters, physics.ndim)
         self.physics, self.mask = physics, mask
+        self.start_title = physics.start_title
         self.same_units, self.start_name = physics.same_units, physics.start_name
         self.prox_tolerance = physics.prox_tolerance
 

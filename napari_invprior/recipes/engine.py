@@ -21,16 +21,17 @@ from napari_invprior.io.bundles import load_prior
 from napari_invprior.io.provenance import versions
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
-from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
-from napari_invprior.recipes.model import Recipe
+from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.case import find_weight, reconstruct, train
 from napari_invprior.reconstruct.propose import propose_prior
-from napari_invprior.reconstruct.tiles import solve_within_memory
-from napari_invprior.reconstruct.weight import PIECE_SAMPLES, WeightChoice, choose_weight
+from napari_invprior.reconstruct.weight import WeightChoice
 from napari_invprior.study.baselines import baselines
+from napari_invprior.study.compare import Comparison, compare
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class OutputLayer:
     rgb : bool
         Whether the last axis holds colours.
     role : str
-        ``"result"``, or ``"map"`` for what a prior says about a result.
+        ``"result"``, ``"map"`` for what a prior says about a result, or ``"truth"``.
     """
 
     name: str
@@ -135,6 +136,10 @@ def _run(
         ranking = yield from forward(_propose(problem, should_stop))
         yield Result(_outcome(problem, (), {"ranking": ranking}, prior, start))
         return
+    if recipe.task == "study":
+        layers, metrics = yield from forward(_study(problem, prior, device, should_stop))
+        yield Result(_outcome(problem, layers, metrics, None, start))
+        return
     prior = yield from forward(_fitted_prior(problem, prior, device, should_stop))
     if recipe.task == "fit" or should_stop():
         if recipe.task != "fit":
@@ -144,11 +149,11 @@ def _run(
     image, metrics = yield from forward(
         _scaled(_reconstruct(problem, prior, device, should_stop, start), problem)
     )
-    layers = [_layer("reconstruction", image, problem)]
+    layers = (_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
         found: list[Map] = yield from forward(prior.maps(image.to(device)))
-        layers += [_map_layer(entry, problem) for entry in found]
-    yield Result(_outcome(problem, tuple(layers), metrics, prior, start))
+        layers += tuple(_map_layer(entry, problem) for entry in found)
+    yield Result(_outcome(problem, layers, metrics, prior, start))
 
 
 def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
@@ -181,6 +186,19 @@ def _fitted_prior(
     if choice is None:
         yield Result(None)
         return
+    prior = yield from forward(_prior_at_hand(choice, problem, prior, device))
+    if recipe.task == "fit" or not prior.is_fitted:
+        prior = yield from forward(train(
+            prior, problem.references, _measurement(problem), seed=recipe.seed,
+            should_stop=should_stop,
+        ))
+    yield Result(prior)
+
+
+def _prior_at_hand(
+    choice: Choice, problem: Problem, prior: Prior | None, device: torch.device
+) -> Job:
+    """The prior handed over, loaded from its file, or a new one that is not fitted yet."""
     ndim, channels = _dimensions(problem)
     if ndim not in choice.method.dimensions:
         raise InvalidInput(f"prior {choice.name!r} does not handle {ndim} space dimensions")
@@ -193,15 +211,6 @@ def _fitted_prior(
         )
     elif prior.ndim != ndim:
         raise InvalidInput(f"the prior was trained in {prior.ndim}D; the data are {ndim}D")
-    if recipe.task == "fit" or not prior.is_fitted:
-        if not problem.references:
-            raise InvalidInput(
-                "no reference to learn from: pick a region on a good image, or load a saved prior"
-            )
-        options: dict[str, Any] = {"seed": recipe.seed, "should_stop": should_stop}
-        if prior.needs_measurement:
-            options["measurement"] = _measurement(problem)
-        prior = yield from forward(prior.fit(problem.references, **options))
     yield Result(prior)
 
 
@@ -236,6 +245,31 @@ def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
     )
 
 
+def _study(
+    problem: Problem, prior: Prior | None, device: torch.device, should_stop: ShouldStop
+) -> Job:
+    """Compare the methods of the recipe. The `Result` is (layers, metrics)."""
+
+    def at_hand(choice: Choice, given: Prior | None) -> Job:
+        return _prior_at_hand(choice, problem, given, device)
+
+    entrants = [
+        entrant(method, title, prior, at_hand)
+        for method, title in zip(problem.recipe.methods, problem.recipe.titles, strict=True)
+    ]
+    comparison: Comparison = yield from forward(compare(
+        problem.case(device), entrants, chosen_baselines(problem), should_stop=should_stop,
+        budget_s=problem.recipe.time_budget_s,
+    ))
+    layers = [
+        _layer(f"reconstruction_{name}", image, single(problem, comparison, name))
+        for name, image in comparison.images.items()
+    ]
+    if problem.truth is not None and layers:
+        layers.append(replace(_layer("truth", problem.truth, problem), role="truth"))
+    yield Result((tuple(layers), study_metrics(problem, comparison)))
+
+
 def _dimensions(problem: Problem) -> tuple[int, int]:
     if problem.observation is not None:
         return problem.observation.ndim, problem.observation.channels
@@ -266,30 +300,23 @@ def _reconstruct(
     recipe = problem.recipe
     assert problem.y is not None and problem.physics is not None and problem.noise is not None
     solver: Solver = recipe.solver.method.cls(recipe.solver.parameters)
-    y = problem.y.to(device)
-    advice = "" if prior is None else prior.advice(problem.physics.in_shape(y.shape[2:]))
+    advice = "" if prior is None else prior.advice(problem.physics.in_shape(problem.y.shape[2:]))
     if advice:
         yield Message(advice, "warning")
-    weight = yield from forward(_weight(problem, solver, y, prior, should_stop))
-    frames = []
-    for index, frame in enumerate(y):
-        if len(y) > 1:
-            yield Message(f"frame {index + 1} of {len(y)}")
-        left = _time_left(recipe, start)
-        frames.append((yield from forward(solve_within_memory(
-            solver, frame[None], problem.physics, problem.noise, prior, weight=weight,
-            value_range=_value_range(problem, prior), seed=recipe.seed, should_stop=should_stop,
-            time_budget_s=left,
-        ))))
-        if should_stop():
-            yield Message("stopped; this is the best image so far", "warning")
-            frames += [problem.physics.start(f[None]) for f in y[index + 1 :]]
-            break
-    image = torch.cat(frames).cpu()
-    metrics: dict[str, Any] = ({"weight": weight} if solver.has_weight else {}) | problem.facts
-    metrics["residual_ratio"] = problem.noise.residual_ratio(
-        problem.physics.observed(problem.physics.A(image)), problem.physics.observed(problem.y)
+    case = problem.case(device)
+    choice: WeightChoice = yield from forward(
+        find_weight(case, solver, prior, should_stop=should_stop)
     )
+    if choice.tried:
+        problem.facts["weight_rule"] = choice.rule
+        problem.facts["weights_tried"] = [list(pair) for pair in choice.tried]
+    image = yield from forward(reconstruct(
+        case, solver, prior, choice.weight, should_stop=should_stop,
+        time_left=lambda: _time_left(recipe, start),
+    ))
+    weighed = {"weight": choice.weight} if solver.has_weight else {}
+    metrics: dict[str, Any] = weighed | problem.facts
+    metrics["residual_ratio"] = case.residual_ratio(image)
     if problem.truth is not None:
         metrics["psnr"] = psnr(image, problem.truth, recipe.rim)
         metrics["ssim"] = ssim(image, problem.truth, recipe.rim)
@@ -308,46 +335,10 @@ def _scaled(job: Job, problem: Problem) -> Job:
         yield replace(event, value_range=problem.scale) if isinstance(event, Preview) else event
 
 
-def _value_range(problem: Problem, prior: Prior | None) -> tuple[float, float] | None:
-    """The range of values to expect: what the prior learnt, else that of the references."""
-    learnt = None if prior is None else prior.value_range
-    return problem.value_range if learnt is None else learnt
-
-
 def _time_left(recipe: Recipe, start: float) -> float | None:
     if recipe.time_budget_s is None:
         return None
     return max(0.1, recipe.time_budget_s - (time.monotonic() - start))
-
-
-def _weight(
-    problem: Problem, solver: Solver, y: Tensor, prior: Prior | None, should_stop: ShouldStop
-) -> Job:
-    """The weight of the recipe, or the automatic one (on a representative piece of frame 0)."""
-    if not solver.has_weight:
-        yield Result(1.0)
-        return
-    parameters: Any = solver.parameters
-    if parameters.weight != "auto":
-        yield Result(float(parameters.weight))
-        return
-    assert problem.physics is not None and problem.noise is not None
-    if not problem.physics.informative:  # any weight will do
-        yield Result(solver.automatic_weights[0] * (1.0 if prior is None else prior.weight_scale))
-        return
-    piece = representative_piece(y[:1], problem.physics, PIECE_SAMPLES[y.ndim - 2])
-    data = y[:1][piece.data_index]
-    choice: WeightChoice = yield from forward(choose_weight(
-        solver, data, piece.physics, problem.noise, prior, rule=parameters.weight_rule,
-        references=problem.references, value_range=_value_range(problem, prior),
-        seed=problem.recipe.seed, should_stop=should_stop,
-    ))
-    if should_stop():
-        raise Cancelled("stopped while the weight was being chosen")
-    problem.facts["weight_rule"] = choice.rule
-    problem.facts["weights_tried"] = [list(pair) for pair in choice.tried]
-    yield Message(f"weight {choice.weight:.4g} chosen by {choice.rule}")
-    yield Result(choice.weight)
 
 
 def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from napari_invprior import registry
-from napari_invprior.errors import InvalidInput
+from napari_invprior.errors import InvalidInput, nearest
 from napari_invprior.parameters import Parameters, parameter, validate
 from napari_invprior.sources import Box, Interval, Source
+from napari_invprior.study.baselines import BASELINES
 
 VERSION = 1
 
@@ -92,6 +93,32 @@ class Simulation(Parameters):
     simulate_from: Source = parameter(..., "The image that is measured; it becomes the truth.")
 
 
+class StudyMethod(Parameters):
+    """One method of a study: a prior and how to reconstruct with it."""
+
+    title: str = parameter("", "Name in the table; that of the prior or solver by default.")
+    prior: PriorChoice | None = parameter(None, "What images look like.")
+    solver: SolverChoice = parameter(
+        {"kind": "variational"}, "How to find the image.", validate_default=True
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> StudyMethod:
+        _require_prior(self.solver, self.prior)
+        return self
+
+    @property
+    def shown_title(self) -> str:
+        """The title, or one made of prior and solver."""
+        chosen: Choice = self.solver if self.prior is None else self.prior
+        return self.title or chosen.method.title
+
+
+def _require_prior(solver: Choice, prior: Choice | None) -> None:
+    if solver.method.cls.needs_prior and prior is None:  # type: ignore[attr-defined]
+        raise ValueError(f"solver {solver.name!r} needs a prior")
+
+
 class Recipe(Parameters):
     """Everything a run needs, and nothing it does not.
 
@@ -105,8 +132,8 @@ class Recipe(Parameters):
     """
 
     version: Literal[1] = parameter(VERSION, "Version of this language.")
-    task: Literal["reconstruct", "fit", "propose"] = parameter(
-        "reconstruct", "Reconstruct, train a prior, or propose one by trying several."
+    task: Literal["reconstruct", "fit", "propose", "study"] = parameter(
+        "reconstruct", "Reconstruct, train a prior, propose one, or study several methods."
     )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
@@ -136,6 +163,23 @@ class Recipe(Parameters):
         False, "Also give what the prior says about each place, as layers of their own."
     )
     baselines: bool = parameter(True, "Compute named baselines where a truth is known.")
+    methods: Annotated[tuple[StudyMethod, ...], Field(max_length=100)] = parameter(
+        (), "What a study compares, in place of prior and solver."
+    )
+    study_baselines: tuple[str, ...] | None = parameter(
+        None, "Baselines of a study; all that are available by default."
+    )
+
+    @field_validator("study_baselines")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name not in BASELINES:
+                raise ValueError(
+                    f"unknown baseline {name!r}{nearest(name, BASELINES)} "
+                    f"(known: {', '.join(BASELINES)})"
+                )
+        return None if names is None else tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
@@ -143,11 +187,32 @@ class Recipe(Parameters):
             raise ValueError(f"task {self.task!r} needs an observation")
         if self.task == "fit" and self.prior is None:
             raise ValueError("task 'fit' needs a prior")
-        if self.solver.method.cls.needs_prior and self.prior is None:
-            raise ValueError(f"solver {self.solver.name!r} needs a prior")
+        _require_prior(self.solver, self.prior)
+        if self.task == "study" and not self.methods and self.study_baselines == ():
+            raise ValueError("a study needs at least one of methods and study_baselines")
+        if self.task != "study" and self.methods:
+            raise ValueError(f"methods are for task 'study', not {self.task!r}")
         if self.zero_shot and self.references:
             raise ValueError("zero_shot learns from the observation; remove the references")
         return self
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """A title for each method of a study; no two are the same.
+
+        Examples
+        --------
+        >>> Recipe.parse({"task": "study", "observation": {"sample": "gravel-test"},
+        ...     "methods": [{"prior": "gmm"}, {"prior": "gmm", "solver": "half_quadratic"}]}).titles
+        ('Gaussian mixture', 'Gaussian mixture 2')
+        """
+        found: list[str] = []
+        for method in self.methods:
+            title, number = method.shown_title, 2
+            while title in found:
+                title, number = f"{method.shown_title} {number}", number + 1
+            found.append(title)
+        return tuple(found)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any] | str | Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""A run's results on disk: ``result.ome.zarr``, ``recipe.json``, ``metrics.json``."""
+"""A run's results on disk: ``result.ome.zarr``, ``recipe.json``, ``metrics.json``, tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from napari_invprior.io.bundles import save_prior
 from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr import write_image
 from napari_invprior.recipes.engine import Outcome
+from napari_invprior.recipes.picture import table_png
+from napari_invprior.study.table import Row, as_csv
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -19,6 +21,11 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "peak_memory_mb": round(outcome.peak_memory_mb, 1),
     }
+
+
+def table_csv(outcome: Outcome) -> bytes:
+    """The table of a study as comma-separated values."""
+    return as_csv([Row.from_dict(data) for data in outcome.metrics["table"]]).encode()
 
 
 def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
@@ -42,6 +49,10 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
         path = folder / "prior.safetensors"
         save_prior(path, outcome.prior, outcome.facts)
         outputs["prior"] = str(path)
+    if outcome.recipe.task == "study":
+        for kind, content in (("csv", table_csv(outcome)), ("png", table_png(outcome))):
+            write_atomic(folder / f"table.{kind}", content)
+            outputs[f"table.{kind}"] = str(folder / f"table.{kind}")
     texts = {
         "recipe": json.dumps(outcome.recipe.to_dict(), indent=2),
         "metrics": json.dumps(summary(outcome), indent=2),

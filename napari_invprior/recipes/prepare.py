@@ -29,6 +29,7 @@ from napari_invprior.recipes.scale import (
     range_of_start,
     to_unit,
 )
+from napari_invprior.reconstruct.case import Case
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
@@ -79,6 +80,14 @@ class Problem:
         lows = [float(r.image[:, _mask(r)].min()) for r in self.references]
         highs = [float(r.image[:, _mask(r)].max()) for r in self.references]
         return (min(lows), max(highs)) if lows else None
+
+    def case(self, device: torch.device) -> Case:
+        """What the solvers see of the problem, with the data on the device."""
+        assert self.y is not None and self.physics is not None and self.noise is not None
+        return Case(
+            self.y.to(device), self.physics, self.noise, self.references, self.value_range,
+            self.truth, self.recipe.rim, self.recipe.seed,
+        )
 
 
 def _mask(reference: Reference) -> Tensor:

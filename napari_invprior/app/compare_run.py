@@ -1,0 +1,188 @@
+"""From the ticked methods to a job, and from its events to rows and layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari.components import ViewerModel
+from napari.layers import Layer
+from napari.utils.notifications import notification_manager, show_error
+from qtpy.QtCore import QObject, Signal
+
+from napari_invprior.app import preferences
+from napari_invprior.app.history import COMPARED
+from napari_invprior.app.jobs import JobEnd, JobRunner
+from napari_invprior.app.layers import META, free_name, layer_or_none, result_layer
+from napari_invprior.app.request import Request, request
+from napari_invprior.app.runs import RECONSTRUCT
+from napari_invprior.app.workbench import Workbench
+from napari_invprior.errors import InvPriorError
+from napari_invprior.io.files import write_atomic
+from napari_invprior.jobs import Event, Job, Message, Progress, Result, ShouldStop
+from napari_invprior.study.compare import Compared
+from napari_invprior.study.lineup import Candidate
+from napari_invprior.study.table import Row, as_csv
+
+COMPARE, EXPORT = "compare", "export"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one comparison runs, and the layer of its truth."""
+
+    recipe: dict[str, Any]
+    prior: Any
+    ndim: int
+    truth: str | None
+
+
+def plan(bench: Workbench, ticked: Sequence[Candidate], *, ours: bool) -> Plan:
+    """The study of the workbench's problem; raises `InvalidInput`.
+
+    Parameters
+    ----------
+    ticked : sequence of Candidate
+        What takes part.
+    ours : bool
+        Whether the workbench's own prior and solver take part, first.
+    """
+    recipe = bench.runs.recipe(RECONSTRUCT)
+    prior, solver = recipe.pop("prior"), recipe.pop("solver")
+    recipe.pop("maps", None)
+    methods = [dict(c.method) for c in ticked if c.method]
+    if ours:
+        chosen = bench.result.solver if prior is None else bench.prior.chooser
+        title = f"{chosen.method.title} (workbench)"
+        methods.insert(0, {"title": title, "prior": prior, "solver": solver})
+    recipe |= {
+        "task": "study", "methods": methods,
+        "study_baselines": [c.name for c in ticked if c.method is None],
+    }
+    held = bench.prior.prior if ours and prior is not None and bench.prior.fitted else None
+    return Plan(recipe, held, bench.data.ndim, bench.data.truth.currentData())
+
+
+class CompareRun(QObject):
+    """Runs one comparison at a time and keeps what came of the last one.
+
+    Signals
+    -------
+    progressed : Progress
+    finished_row : Row
+    said : str, bool
+        A sentence; whether it is a warning.
+    ended : str, float
+        ``"done"``, ``"cancelled"`` or ``"failed"``; seconds.
+    changed
+        The state of the job changed.
+    """
+
+    progressed = Signal(object)
+    finished_row = Signal(object)
+    said = Signal(str, bool)
+    ended = Signal(str, float)
+    changed = Signal()
+
+    def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.runner = JobRunner(self, preferences.cpu_threads)
+        self.runner.event.connect(self._on_event)
+        self.runner.ended.connect(self._on_end)
+        self.runner.state_changed.connect(lambda _: self.changed.emit())
+        self.rows: list[Row] = []
+        self.outcome: Any = None
+        self.layer_of: dict[str, Layer] = {}
+        self.truth: str | None = None
+        self.fault = ""
+        self._request: Request | None = None
+        self._begin = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the running job."""
+        return self.runner.name
+
+    def layers(self) -> list[Layer]:
+        """Result layers of the last comparison that are still there, in the order of the rows."""
+        found = [self.layer_of.get(row.name) for row in self.rows]
+        return [layer for layer in found if layer is not None and layer in self.viewer.layers]
+
+    def start(self, wanted: Plan) -> bool:
+        """Start a comparison; False (and a sentence) when another job runs."""
+        if JobRunner.process_is_busy():
+            self.said.emit("another dock runs a job; wait for it or cancel it there", True)
+            return False
+        self._request = request(self.viewer, wanted.recipe, wanted.prior, wanted.ndim)
+        self.rows, self.layer_of, self.outcome = [], {}, None
+        self.truth, self._begin = wanted.truth, time.monotonic()
+        return self.runner.start(COMPARE, self._request.job)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Compared):
+            self.rows.append(event.row)
+            self.said.emit(event.text, event.level == "warning")
+            self.finished_row.emit(event.row)
+        elif isinstance(event, Message):
+            self.said.emit(event.text, event.level == "warning")
+        elif isinstance(event, Progress):
+            self.progressed.emit(event)
+
+    def _on_end(self, end: JobEnd) -> None:
+        if end.how == "failed" and end.error is not None:
+            self.fault = str(end.error)
+            if isinstance(end.error, InvPriorError):
+                show_error(self.fault)
+            else:
+                notification_manager.receive_error(
+                    type(end.error), end.error, end.error.__traceback__
+                )
+        if end.name != COMPARE:
+            self.said.emit(f"wrote {end.value}" if end.how == "done" else self.fault,
+                           end.how != "done")
+            return
+        if end.value is not None and self._request is not None:
+            self._keep(end.value, self._request)
+        self._request = None
+        self.ended.emit(end.how, time.monotonic() - self._begin)
+
+    def _keep(self, outcome: Any, wanted: Request) -> None:
+        """Rows with their intervals, and a hidden layer for each image."""
+        self.outcome = outcome
+        self.rows = [Row.from_dict(data) for data in outcome.metrics["table"]]
+        titles = {f"reconstruction_{row.name}": row for row in self.rows}
+        for output in outcome.layers:
+            row = titles.get(output.name)
+            if row is None:
+                continue
+            taken = layer_or_none(self.viewer, row.title) is not None
+            layer = result_layer(
+                output.array, output.geometry, wanted.observation, rgb=output.rgb,
+                name=free_name(self.viewer, row.title) if taken else row.title,
+                metadata={META: dict(output.metadata) | {"role": COMPARED}},
+            )
+            layer.visible = False
+            self.viewer.add_layer(layer)
+            self.layer_of[row.name] = layer
+        for sentence in wanted.changes(self.viewer):
+            self.said.emit(sentence, True)
+
+    def export(self, path: Path) -> None:
+        """Write the table at once, the picture in the background."""
+        if path.suffix.lower() == ".csv":
+            write_atomic(path, as_csv(self.rows).encode())
+            self.said.emit(f"wrote {path.name}", False)
+            return
+        outcome = self.outcome
+
+        def job(_: ShouldStop) -> Job:
+            from napari_invprior.recipes.picture import table_png
+
+            write_atomic(path, table_png(outcome))
+            yield Result(path.name)
+
+        self.runner.start(EXPORT, job)

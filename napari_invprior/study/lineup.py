@@ -1,0 +1,78 @@
+"""Which methods can be compared on data of so many axes, as a recipe names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from napari_invprior import registry
+from napari_invprior.study.baselines import BASELINES
+
+QUICK = ("gmm", "start", "tv", "nlm")
+"""What takes seconds: compared unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method or a baseline that may take part.
+
+    Attributes
+    ----------
+    name, title, about : str
+        Name of the prior or baseline; title and one line for people.
+    method : dict or None
+        The entry of a recipe's ``methods``; None for a baseline.
+    quick : bool
+        Whether it takes seconds.
+    """
+
+    name: str
+    title: str
+    about: str
+    method: dict[str, Any] | None
+    quick: bool
+
+
+def lineup(ndim: int) -> list[Candidate]:
+    """Every prior for ``ndim`` space axes with its usual solver, then every available baseline.
+
+    Examples
+    --------
+    >>> [c.name for c in lineup(3) if c.method is None]
+    ['start', 'tv', 'nlm']
+    """
+    priors = [
+        Candidate(
+            m.name, m.title, f"{m.summary} Reconstructed by: {solver.title.lower()}.",
+            {"title": m.title, "prior": {"kind": m.name}, "solver": {"kind": solver.name}},
+            m.name in QUICK,
+        )
+        for m in registry.methods("prior")
+        if ndim in m.dimensions
+        for solver in [usual_solver(m, ndim)]
+    ]
+    baselines = [
+        Candidate(b.name, b.title, b.about, None, b.name in QUICK)
+        for b in BASELINES.values()
+        if not b.missing(ndim)
+    ]
+    return priors + baselines
+
+
+def usual_solver(prior: registry.Method, ndim: int) -> registry.Method:
+    """The solver that goes with a prior: its own estimate, the default, or gradient descent.
+
+    Examples
+    --------
+    >>> usual_solver(registry.get("prior", "gmm"), 3).name
+    'half_quadratic'
+    >>> usual_solver(registry.get("prior", "wasserstein"), 3).name
+    'variational'
+    """
+    if hasattr(prior.cls, "estimate"):
+        return registry.get("solver", "direct")
+    default = registry.default("solver", ndim)
+    splits = default.name == "half_quadratic"
+    if splits and not hasattr(prior.cls, "denoise_patches"):
+        return registry.get("solver", "variational")
+    return default
