@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -137,7 +138,7 @@ def run(
 def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:
     metrics = figures["metrics"]
     if "table" in metrics:
-        Console().print(_study_table(metrics["table"]))
+        Console().print(_study_table(metrics["table"], Console().width))
     table = Table(show_header=False)
     for name, value in metrics.items():
         if isinstance(value, float):
@@ -151,15 +152,19 @@ def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:
     Console().print(table)
 
 
-def _study_table(table: list[dict[str, Any]]) -> Table:
-    """The rows of a study; the best figure of each column is bold."""
+def _study_table(table: list[dict[str, Any]], width: int) -> Table:
+    """The rows of a study, the best figure of each column bold; as many columns as fit."""
     from napari_invprior.study.table import Row, best, shown_columns
 
     rows = [Row.from_dict(data) for data in table]
-    columns = shown_columns(rows)
-    shown = Table("method")
+    columns = list(shown_columns(rows))
+    room = width - 2 - max(len(row.title) for row in rows)
+    wide = {c.key: max(len(c.label), *(len(row.text(c)) for row in rows)) + 2 for c in columns}
+    while len(columns) > 1 and sum(wide[c.key] for c in columns) > room:
+        columns.pop()  # all of them are in table.csv
+    shown = Table("method", box=SIMPLE_HEAD)
     for column in columns:
-        shown.add_column(column.label, justify="right")
+        shown.add_column(column.label, justify="right", no_wrap=True)
     for row in rows:
         texts = [
             f"[bold]{row.text(c)}[/bold]" if best(rows, c) is row else row.text(c) for c in columns

@@ -17,14 +17,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--quick", action="store_true", help="small training: layout only")
+    parser.add_argument("--only", choices=("walk", "volume", "compare"), help="one part")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     options.out.mkdir(parents=True, exist_ok=True)
     from napari_invprior.app.demo import errors_reported
 
+    size = (width, height)
+    pictures = {
+        "walk": lambda: walk(options.out, size, quick=options.quick),
+        "volume": lambda: volume(options.out, size),
+        "compare": lambda: compare(options.out, size),
+    }
     with errors_reported():
-        walk(options.out, (width, height), quick=options.quick)
-        volume(options.out, (width, height))
+        for name, make in pictures.items():
+            if options.only in (None, name):
+                make()
 
 
 def opened(sample: str, size: tuple[int, int]):
@@ -73,6 +81,22 @@ def volume(out: Path, size: tuple[int, int]) -> None:
 
     viewer, _ = opened("superresolution_3d", size)
     save_screenshot(viewer, out / "6-volume.png")
+    viewer.close()
+
+
+def compare(out: Path, size: tuple[int, int]) -> None:
+    """Several methods side by side."""
+    from napari_invprior.app.compare import Compare
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+
+    viewer, bench = opened("superresolution_2d", size)
+    dock = Compare(viewer)
+    viewer.window.add_dock_widget(dock, name="Inverse priors compare", area="right")
+    process_events(0.6)
+    dock.compare.click()
+    wait_for(lambda: dock.run.runner.state == "idle", bench)
+    process_events(1)
+    save_screenshot(viewer, out / "7-compare.png")
     viewer.close()
 
 

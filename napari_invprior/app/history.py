@@ -32,6 +32,7 @@ class History:
             layer for layer in self.viewer.layers
             if recipe_of(layer) is not None
             and layer.metadata[META].get("role") not in (MAP, COMPARED)
+            and recipe_of(layer).get("task") != "study"  # its truth and baselines, opened again
         ]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 
 import numpy as np
 import pytest
@@ -257,6 +258,42 @@ def test_the_dock_opens_from_the_menu(make_napari_viewer, qtbot):
     assert all(layer.visible for layer in layers)
     opened.close_down()
     bench.close_down()
+
+
+def test_the_window_stays_alive_while_comparing(window, compare):
+    """95 % of the turns of the event loop take less than 50 ms, rows and grid included."""
+    from tests.app.test_liveness import report_turns, turns_of
+
+    long = {"title": "long", "prior": {"kind": "patchnr", "steps": 100_000, "stop_early": False},
+            "solver": SPLIT}
+    compare._candidates["patchnr"] = Candidate("patchnr", "long", "", long, False)
+    tick(compare, "gmm", "patchnr", "start", "nlm")
+    press(window, compare, compare.compare)
+    taken = turns_of(window)
+    press(window, compare, compare.cancel)
+    begin = time.monotonic()
+    finish(window, compare, 5)
+    report_turns("comparison", taken, time.monotonic() - begin)
+    assert np.percentile(taken, 95) < 50
+
+
+def test_a_study_on_disk_opens_with_its_results_in_the_history(window, tmp_path):
+    from napari_invprior import recipes
+    from napari_invprior.app.results import add_results
+
+    study = {
+        "task": "study", "methods": [{"title": "EPLL", "prior": QUICK_GMM, "solver": SPLIT}],
+        "observation": {"simulate_from": {"sample": "brick-test", "crop": [[0, 32], [0, 32]]}},
+        "references": [{"sample": "brick-reference", "crop": [[0, 48], [0, 48]]}],
+        "physics": {"kind": "denoising"}, "noise": {"kind": "gaussian", "sigma": 0.05},
+        "study_baselines": ["start"],
+    }
+    recipes.write_outcome(recipes.execute(study), tmp_path / "study")
+    names = add_results(window.viewer, tmp_path / "study")
+    assert set(names) == {"reconstruction_epll", "reconstruction_observation", "truth"}
+    window.settle()
+    assert [r.name for r in window.bench.runs.history.results()] == ["reconstruction_epll"]
+    assert window.bench.runs.last_recipe()["task"] == "reconstruct"
 
 
 # ---- the grid, without a window
