@@ -27,8 +27,8 @@ class Effort:
     Examples
     --------
     >>> with Effort() as effort:
-    ...     block = bytearray(30_000_000)
-    >>> effort.seconds >= 0, effort.peak_mb > 20
+    ...     block = bytearray(100_000_000)
+    >>> effort.seconds >= 0, effort.peak_mb > 60
     (True, True)
     """
 
