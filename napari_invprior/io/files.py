@@ -21,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from napari_invprior.errors import FileRefused, InvalidInput, InvPriorError, JobError
+from napari_invprior.memory import free_bytes
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ PICKLED = {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
 def memory_limit() -> int:
     """Bytes that one array may take by default: a quarter of the free memory."""
-    return int(psutil.virtual_memory().available // 4)
+    return free_bytes() // 4
 
 
 def within_limit(name: str, needed: int, limit: int | None) -> None:

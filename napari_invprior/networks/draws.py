@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from napari_invprior.memory import require
 from napari_invprior.numerics.patches import PatchGrid, gather_patches
 
 HELD_OUT = 0.1
+PATCH_COPIES = 3
+"""Float32 copies of a draw that are held at a time: gathered, joined, turned to columns."""
 _CHUNK = 65536
 _CELLS_PER_AXIS = {2: (3, 10), 3: (2, 5)}
 _CORNER_CELLS = 27
@@ -90,6 +93,14 @@ def split_positions(
     return valid & (near == 0), held_out
 
 
+def require_patches(count: int, dim: int) -> None:
+    """Refuse so many patches if they cannot be held, with the copies that training makes."""
+    require(
+        PATCH_COPIES * 4 * count * dim, f"a draw of {count} patches of {dim} samples",
+        "draw fewer patches, or choose a smaller patch_size",
+    )
+
+
 def draw_patches(
     images: Sequence[tuple[Tensor, Tensor | None]],
     patch: Sequence[int],
@@ -111,6 +122,8 @@ def draw_patches(
         if bool(valid.any()):
             sites.append((image, grid, split_positions(valid, patch, generator)))
             distinct += int(valid.sum())
+    dim = math.prod(patch) * (images[0][0].shape[0] if images else 1)
+    require_patches(min(most, distinct), dim)
     share = min(1.0, most / max(1, distinct))
     for image, grid, split in sites:
         for rows, chosen in zip(kept, split, strict=True):
@@ -119,7 +132,6 @@ def draw_patches(
                 order = torch.randperm(len(positions), generator=generator)
                 positions = positions[order[: int(share * len(order))].sort().values]
             rows.append(_gather_rows(image, grid, positions))
-    dim = math.prod(patch) * (images[0][0].shape[0] if images else 1)
     train, held_out = (torch.cat(rows) if rows else torch.empty(0, dim) for rows in kept)
     return Draws(train, held_out, distinct)
 

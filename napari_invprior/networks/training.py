@@ -12,6 +12,8 @@ from napari_invprior.errors import JobError
 from napari_invprior.networks.density import PatchDensity
 from napari_invprior.networks.kernels import FlowKernel
 
+WEIGHT_COPIES, BATCH_COPIES = 8, 3
+"""Float32 copies of the weights (moments, average, last good ones) and of a batch's activations."""
 EXPLODED = 1e3
 _HALVINGS = 3
 _WARM_UP, _FIRST_RATE, _LAST_RATE = 0.1, 0.1, 1e-3
@@ -41,6 +43,19 @@ class Training:
     one_cycle: bool
     noise: float
     average: float
+
+
+def training_bytes(dim: int, hidden: int, blocks: int, batch: int) -> int:
+    """Memory of a training: weights with their moments, and what a batch leaves in all sub-nets.
+
+    Examples
+    --------
+    >>> training_bytes(36, 64, 5, 512) < 50_000_000 < training_bytes(36, 4096, 5, 512)
+    True
+    """
+    weights = 2 * blocks * hidden * (hidden + 2 * dim)
+    activations = 2 * blocks * batch * (2 * hidden + 2 * dim)
+    return 4 * (WEIGHT_COPIES * weights + BATCH_COPIES * activations)
 
 
 class Trainer:

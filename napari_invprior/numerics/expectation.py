@@ -13,8 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from napari_invprior.memory import require
 from napari_invprior.numerics.mixture import Mixture
 from napari_invprior.numerics.pairs import BLOCK, PairwiseDensity
+
+MATRIX_COPIES = 6
+"""Float64 copies of all covariances in one step: moments, new ones, roots, precisions."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,21 @@ class Moments:
                 means[k], mass[k] = spare.pop(0)[1], 1.0
                 covariances[k] = regularisation.target
         return Mixture.from_covariances(mass, means, covariances, regularisation.floor)
+
+
+def require_mixture(components: int, dim: int) -> None:
+    """Refuse covariances that cannot be held, with the copies that a step makes.
+
+    Raises
+    ------
+    OutOfMemory
+        With the numbers, and what to lower.
+    """
+    require(
+        MATRIX_COPIES * 8 * components * dim**2,
+        f"a mixture of {components} components over patches of {dim} samples",
+        "lower components or patch_size",
+    )
 
 
 def covariance(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,21 @@ from torch import Tensor
 
 from napari_invprior.numerics.reflect import mirrored_index
 
+NARROWEST = 1e-6
+"""Samples; a Gaussian this narrow is a spike in every arithmetic."""
+
 
 def gaussian_kernel(size: int, sigma: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normalised Gaussian of ``size`` taps, centred at ``(size - 1) / 2``; a spike for sigma 0."""
-    position = torch.arange(size, dtype=dtype) - (size - 1) / 2
-    if sigma == 0:
-        kernel = (position.abs() == position.abs().min()).to(dtype)
-    else:
-        kernel = torch.exp(-0.5 * (position / sigma) ** 2)
+    """Normalised Gaussian of ``size`` taps, centred at ``(size - 1) / 2``; a spike for sigma 0.
+
+    Examples
+    --------
+    >>> gaussian_kernel(2, 1e-300).tolist(), gaussian_kernel(3, 0).tolist()
+    ([0.5, 0.5], [0.0, 1.0, 0.0])
+    """
+    squares = (torch.arange(size, dtype=dtype) - (size - 1) / 2) ** 2
+    squares -= squares.min()  # the largest tap is 1 however narrow the Gaussian
+    kernel = torch.exp(-0.5 * squares / max(sigma, NARROWEST) ** 2)
     return kernel / kernel.sum()
 
 

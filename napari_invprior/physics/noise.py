@@ -102,7 +102,7 @@ class PoissonParameters(Parameters):
     """How many counts a value of one means."""
 
     peak: float = parameter(
-        1000.0, "Expected counts at intensity 1.", unit="counts", gt=0, le=1e9
+        1000.0, "Expected counts at intensity 1.", unit="counts", ge=1e-3, le=1e9
     )
 
 

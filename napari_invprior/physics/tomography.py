@@ -27,7 +27,7 @@ from napari_invprior.registry import register
 from napari_invprior.sources import Source
 
 Edge = Annotated[int, Field(ge=1, le=16_384)]
-Distance = Annotated[float, Field(gt=0, le=1e7)]
+Distance = Annotated[float, Field(ge=1e-3, le=1e7)]
 
 
 class TomographyParameters(Parameters):
@@ -42,7 +42,7 @@ class TomographyParameters(Parameters):
     angle_start: Annotated[float, Field(ge=-360, le=360)] = parameter(
         0.0, "First angle.", unit="degrees", advanced=True
     )
-    angle_range: Annotated[float, Field(gt=0, le=3600)] = parameter(
+    angle_range: Annotated[float, Field(ge=1e-3, le=3600)] = parameter(
         180.0, "Range that the angles share; its end is not measured again.", unit="degrees"
     )
     angles: Annotated[tuple[float, ...], Field(min_length=1, max_length=20_000)] | None = (
@@ -71,7 +71,7 @@ class TomographyParameters(Parameters):
         None, "Edge of the image, or rows and columns; empty: what the detector spans.", unit="px",
         advanced=True,
     )
-    pixel_size: Annotated[float, Field(gt=0, le=1e6)] | None = parameter(
+    pixel_size: Annotated[float, Field(ge=1e-12, le=1e6)] | None = parameter(
         None,
         "Length of a pixel in the unit of the line integrals; empty: the image is one wide.",
         advanced=True,
@@ -85,7 +85,7 @@ class TomographyParameters(Parameters):
     filter: Filter = parameter(
         "hann", "Filter of the back-projection that the solvers begin with.", advanced=True
     )
-    cutoff: Annotated[float, Field(gt=0, le=1)] = parameter(
+    cutoff: Annotated[float, Field(ge=0.01, le=1)] = parameter(
         0.8, "Share of the detector's band that the filter passes.", advanced=True
     )
 
@@ -211,7 +211,7 @@ class Tomography(Physics):
 
     def bound_to(self, shape: Sequence[int]) -> Physics:
         self.in_shape(shape)
-        if self.parameters.image_size is None or self._bins is not None:
+        if self._bins is not None:
             return self
         part = copy.copy(self)
         part._bins = shape[-1]

@@ -28,7 +28,7 @@ class TransmissionParameters(Parameters):
         4.0,
         "Optical depth of a line integral of one (with the default lengths: of a ray across an "
         "image of value 1).",
-        gt=0, le=1e4,
+        ge=1e-3, le=1e4,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, Stage, never
+from napari_invprior.memory import require
 from napari_invprior.networks.critic import PatchCritic, critic_loss
 from napari_invprior.networks.draws import draw_patches
 from napari_invprior.numerics.reflect import mirrored_index
@@ -30,6 +31,8 @@ MOST_BLUR, MOST_NOISE, BLUR_TAPS = 0.3, 0.2, 5
 GRADIENT_PENALTY = 10.0
 JUDGE_EVERY = 100
 EXPLODED, HALVINGS = 1e3, 3
+KEPT_KERNELS, KEPT_MAPS = 8, 6
+"""Float32 copies of the kernels (moments, last good ones), and of the feature maps of a batch."""
 
 Edge = Annotated[int, Field(ge=3, le=32)]
 
@@ -49,7 +52,7 @@ class AdversarialParameters(Parameters):
     batch: Annotated[int, Field(ge=2, le=65536)] = parameter(
         64, "Good patches, and as many degraded ones, per step.", advanced=True
     )
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = parameter(
+    learning_rate: Annotated[float, Field(ge=1e-8, le=0.1)] = parameter(
         3e-4, "First step of Adam; it falls to zero (the paper: 1e-4, constant).", advanced=True
     )
     width: Annotated[int, Field(ge=1, le=1024)] = parameter(
@@ -132,6 +135,7 @@ class AdversarialRegulariser(PatchPotential):
         self, references: Sequence[Reference], *, seed: int = 0, should_stop: ShouldStop = never
     ) -> Job:
         generator = torch.Generator().manual_seed(seed)
+        self._require_memory()
         train, held_out = self._patches(references, generator)
         critic = self._fresh(generator)
         if self._critic is not None:
@@ -140,6 +144,17 @@ class AdversarialRegulariser(PatchPotential):
         fakes = self._degraded(held_out[:, :PREVIEW_PATCHES], generator)
         yield self.preview(fakes)
         yield Result(self)
+
+    def _require_memory(self) -> None:
+        """Refuse batches of patches that cannot be held with all their feature maps."""
+        chosen = self.parameters
+        kernels = 2 * chosen.width**2 * 3**self.ndim
+        maps = 2 * chosen.batch * chosen.width * math.prod(self.patch)
+        require(
+            4 * (KEPT_KERNELS * kernels + KEPT_MAPS * maps),
+            f"a training step with batch {chosen.batch} and width {chosen.width}",
+            "lower batch, width or patch_size",
+        )
 
     def _fresh(self, generator: torch.Generator) -> PatchCritic:
         widths = self.parameters.width, 2 * self.parameters.width

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -56,6 +57,12 @@ class DiscrepancyParameters(Parameters):
     )
     reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
         10_000, "Patches drawn from the references at each scale; cost grows with them."
+    )
+    centred: bool = parameter(
+        False,
+        "Compare patches without their mean, so that brightness comes from the data alone; for "
+        "images whose grey levels the references do not show.",
+        advanced=True,
     )
     symmetries: bool = parameter(
         False, "Also use turned and mirrored reference patches, for materials without direction.",
@@ -143,7 +150,7 @@ class PatchDiscrepancy(PatchPrior):
             for level, reference in zip(levels, self.scales, strict=False):
                 planes = self.as_planes(level)
                 grid = self.patch_grid(planes.shape[2:])
-                patches = grid.extract(planes)
+                patches = self._compared(grid.extract(planes))
                 dual = self._dual(reference)
                 for _ in dual.solve(patches, EXACT, EXACT_ROUNDS):
                     pass
@@ -185,12 +192,19 @@ class PatchDiscrepancy(PatchPrior):
         for scale, (level, run) in enumerate(zip(self._levels(x), self._running, strict=False)):
             planes = self.as_planes(level)
             here = places(planes, scale)
-            patches = here.extract(planes)
+            patches = self._compared(here.extract(planes))
             plan, value = run.follow(patches)
             total += value
             slopes.append(here.adjoint(_pull(patches, plan)).view_as(level))
         # The images of a batch are one cloud; each counts as if it had the cost of all.
         return total.to(x).expand(x.shape[0]), self._gathered(x, slopes) * x.shape[0]
+
+    def _compared(self, patches: Tensor) -> Tensor:
+        """What of the patches (d, N) is compared; changes them in place.
+
+        Means that are taken off both sides leave the gradient as it is: its mean is zero.
+        """
+        return patches.sub_(patches.mean(0)) if self.parameters.centred else patches
 
     def _levels(self, x: Tensor) -> list[Tensor]:
         """The image at every scale at which it holds a patch and there are reference patches."""
@@ -225,7 +239,7 @@ class PatchDiscrepancy(PatchPrior):
         for image in x.split(1):
             planes = self.as_planes(image)
             grid = self.patch_grid(planes.shape[2:])
-            patches = grid.extract(planes)
+            patches = self._compared(grid.extract(planes))
             dual = self._dual(self.scales[0])
             some = torch.randperm(patches.shape[1], generator=generator)[:MAP_POINTS]
             for _ in dual.solve(patches[:, some.to(patches.device)].contiguous()):
@@ -270,9 +284,10 @@ class PatchDiscrepancy(PatchPrior):
                 break
         finest = found[0].patches
         self._range = float(finest.min()), float(finest.max())
-        self._scales, self._running = found, []
         shown = torch.randperm(finest.shape[1], generator=generator)[:PREVIEW_PATCHES]
         yield self.preview(finest[:, shown.to(finest.device)])
+        found = [replace(drawn, patches=self._compared(drawn.patches)) for drawn in found]
+        self._scales, self._running = found, []
         yield Result(self)
 
     # --- keeping ----------------------------------------------------------------------------

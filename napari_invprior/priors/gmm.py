@@ -19,6 +19,7 @@ from napari_invprior.numerics.expectation import (
     covariance,
     from_labels,
     k_means,
+    require_mixture,
 )
 from napari_invprior.numerics.mixture import LOG_2PI, Mixture, MixtureDensity
 from napari_invprior.numerics.patches import symmetries
@@ -193,6 +194,7 @@ class GaussianMixture(PatchPotential):
     ) -> Job:
         generator = torch.Generator().manual_seed(seed)
         train, held_out, components = self._patches(references, generator)
+        require_mixture(components, self.dim)
         if components < (self.parameters.components or 1) and not self.is_fitted:
             yield _reduced_warning(self.parameters.components or 1, components)
         low, high = float(train.min()), float(train.max())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from napari_invprior.jobs import Event, Message, ShouldStop, Stage
-from napari_invprior.numerics.expectation import Moments, covariance
+from napari_invprior.numerics.expectation import Moments, covariance, require_mixture
 from napari_invprior.numerics.low_rank_mixture import LowRankMixture
 from napari_invprior.numerics.principal_em import (
     Statistics,
@@ -178,6 +178,7 @@ class JointFit:
         n = self._train.shape[1]
         components = given.components or USUAL_COMPONENTS
         components = max(1, min(components, n // PATCHES_PER_COMPONENT))
+        require_mixture(components, len(self._all))
         if given.mode != "auto":
             modes: list[Mode] = [given.mode]
         else:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
+from napari_invprior.memory import require
 from napari_invprior.networks.coupling import CouplingFlow
 from napari_invprior.networks.density import PatchDensity, Sigma
 from napari_invprior.networks.draws import Draws, draw_patches
 from napari_invprior.networks.judge import GAIN, OVERFIT, Judge
-from napari_invprior.networks.training import Trainer, Training
+from napari_invprior.networks.training import Trainer, Training, training_bytes
 from napari_invprior.networks.whitening import Whitening
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
@@ -89,7 +90,7 @@ class PatchNRParameters(Parameters):
         None, "Training steps, at most.", ge=1, le=10_000_000, advanced=True
     )
     learning_rate: float | None = parameter(
-        None, "Adam step (the peak of a one-cycle).", gt=0, le=0.1, advanced=True
+        None, "Adam step (the peak of a one-cycle).", ge=1e-8, le=0.1, advanced=True
     )
     one_cycle: bool | None = parameter(
         None, "Let the Adam step rise and fall over the run.", advanced=True
@@ -248,6 +249,11 @@ class PatchNR(PatchPotential):
         draws = self._draws(references, generator)
         yield from self._too_few(draws)
         plan, warm = self.plan, self.is_fitted
+        require(
+            training_bytes(self.dim, plan.hidden, plan.blocks, plan.batch),
+            f"training with {plan.blocks} blocks of width {plan.hidden} and batch {plan.batch}",
+            "lower hidden, batch or blocks",
+        )
         if warm:
             plan = dataclasses.replace(plan, learning_rate=plan.learning_rate / 3)
         start = self.density if warm else self._fresh(draws, seed)

@@ -68,7 +68,7 @@ class PcaMixtureParameters(Parameters):
     rank: Annotated[int, Field(ge=1, le=4096)] | None = parameter(
         None, "Principal directions per component; empty: 99 % of the variance within components."
     )
-    sigma: Annotated[float, Field(gt=0, le=10)] = parameter(
+    sigma: Annotated[float, Field(ge=1e-5, le=10)] = parameter(
         0.02, "Noise across the principal directions in mode fixed.", unit="grey, 0-1",
         advanced=True,
     )

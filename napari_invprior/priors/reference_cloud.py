@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
+from napari_invprior.networks.draws import require_patches
 from napari_invprior.numerics.patches import gather_patches, positions_inside, symmetries
 from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit, valid_at_scale
 from napari_invprior.priors.base import Reference
@@ -77,6 +78,7 @@ def draw_reference_patches(
             f"the references hold {total} patches of {prior.patch} px to compare with; at least "
             f"{FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
         )
+    require_patches(min(total, most), prior.dim)
     chosen = torch.randperm(total, generator=generator)[:most].sort().values
     patches, weights, first = [], [], 0
     for plane, places, weight in sources:

@@ -12,7 +12,7 @@ from napari_invprior.priors.reference_cloud import ReferencePatches
 from napari_invprior.registry import register
 from napari_invprior.transport.semi_dual import SemiDual
 
-Blur = Annotated[float, Field(gt=0, le=10)]
+Blur = Annotated[float, Field(ge=1e-4, le=10)]
 
 
 class SinkhornParameters(DiscrepancyParameters):
@@ -56,7 +56,7 @@ class SinkhornPatchPrior(PatchDiscrepancy):
 class SemiUnbalancedParameters(SinkhornParameters):
     """Patches, scales, smoothing and freedom."""
 
-    reach: Annotated[float, Field(gt=0, le=100)] = parameter(
+    reach: Annotated[float, Field(ge=1e-4, le=100)] = parameter(
         0.1,
         "Freedom to use reference patches more or less often than they occur; small is free, "
         "large is balanced.",

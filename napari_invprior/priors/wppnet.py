@@ -71,10 +71,10 @@ class WPPNetParameters(WassersteinParameters):
     patches_per_step: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
         4000, "Patches of the tiles' images that are compared in one step.", advanced=True
     )
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = parameter(
+    learning_rate: Annotated[float, Field(ge=1e-8, le=0.1)] = parameter(
         1e-3, "First step of Adam; it falls to zero.", advanced=True
     )
-    weight: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = parameter(
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] | Literal["auto"] = parameter(
         "auto",
         "How much the patches count against the data; 'auto': so that the residual is the noise.",
     )

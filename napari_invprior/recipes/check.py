@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import torch
 
 from napari_invprior.image import Image
 from napari_invprior.jobs import Message
+from napari_invprior.memory import free_bytes
 from napari_invprior.physics.base import Physics
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
@@ -58,7 +58,7 @@ def check_recipe(recipe: Recipe, arrays: Mapping[str, Image] | None = None) -> d
         report["image_shape"] = list(space)
         report["adjoint_mismatch"] = adjoint_mismatch(problem.physics, space)
         report["memory_mb"] = round(estimated_bytes(problem.y, problem.physics) / 2**20, 1)
-        report["free_memory_mb"] = round(psutil.virtual_memory().available / 2**20, 1)
+        report["free_memory_mb"] = round(free_bytes() / 2**20, 1)
         report["operator_ms"] = round(_operator_seconds(problem) * 1e3, 2)
     report["reference_samples"] = sum(
         math.prod(r.image.shape) if r.mask is None else int(r.mask.sum())

@@ -82,7 +82,7 @@ class ReferenceSource(Source):
     pair: Source | None = parameter(
         None, "The poor image of the same place, registered; for priors that learn from pairs."
     )
-    weight: Annotated[float, Field(gt=0, le=1e6)] = parameter(
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] = parameter(
         1.0, "How much one patch of this reference counts beside one of another."
     )
 

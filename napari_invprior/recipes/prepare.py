@@ -16,6 +16,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.image import Image
 from napari_invprior.io.images import load, load_list
 from napari_invprior.jobs import Message
+from napari_invprior.memory import require
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
@@ -30,12 +31,16 @@ from napari_invprior.recipes.scale import (
     to_unit,
 )
 from napari_invprior.reconstruct.case import Case
+from napari_invprior.reconstruct.tiles import BYTES_PER_SAMPLE
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
 
 UNKNOWN = (0.0, 0.0)
 """Range of an image of which nothing but data in another unit is known yet."""
+
+BYTES_HELD = 16
+"""Memory that a run holds per image sample in any case: first image, result, preview, layer."""
 
 
 @dataclass
@@ -257,6 +262,7 @@ def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message
     """Observed data: checked, scaled, and joined with what can be estimated from them."""
     raw = torch.from_numpy(image.array.astype(np.float32))
     physics = _build_physics(problem.recipe, raw, False, arrays).bound_to(image.space)
+    _require_memory(physics, image)
     inspection = physics.inspect(raw)
     yield from inspection.messages
     unusable = int((~torch.isfinite(raw)).flatten(0, 1).any(0).sum())
@@ -283,6 +289,17 @@ def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message
     problem.noise = choice.method.cls(choice.parameters)
     if problem.recipe.truth is not None:
         problem.truth = _truth(problem.recipe.truth, problem, physics, image, arrays)
+
+
+def _require_memory(physics: Physics, image: Image) -> None:
+    """Refuse an image that cannot be held at all, before anything of its size is made."""
+    space = physics.in_shape(image.space)
+    each = BYTES_HELD if any(physics.divisible()) else BYTES_PER_SAMPLE
+    needed = math.prod(space) * image.channels * image.array.shape[0] * each
+    require(
+        needed, f"the image of {space} px that {image.name} asks for",
+        "crop the data, or choose a coarser grid in the physics",
+    )
 
 
 def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:

@@ -28,7 +28,7 @@ PREVIEW_INTERVAL = 0.5
 EARLY_TRUST = 0.3
 """The weight is (sigma / last sigma) to this power larger at first: a measured gain of 0.1 dB."""
 
-Sigma = Annotated[float, Field(gt=0, le=10)]
+Sigma = Annotated[float, Field(ge=1e-5, le=10)]
 
 
 @runtime_checkable

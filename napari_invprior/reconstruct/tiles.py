@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from napari_invprior.errors import OutOfMemory
 from napari_invprior.jobs import Job, Message, Preview, Result, forward, is_out_of_memory
+from napari_invprior.memory import free_bytes
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.piece import take_piece
@@ -49,7 +49,7 @@ def solve_within_memory(
     **options
         Passed to `Solver.solve`.
     """
-    memory = psutil.virtual_memory().available // 2 if memory is None else memory
+    memory = free_bytes() // 2 if memory is None else memory
     space = tuple(y.shape[2:])
     tile = space
     while estimated_bytes(y[(..., *(slice(0, n) for n in tile))], physics) > memory:  # type: ignore[index]

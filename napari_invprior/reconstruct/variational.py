@@ -46,7 +46,7 @@ class VariationalParameters(Parameters):
     iterations: Annotated[int, Field(ge=1, le=100_000)] = parameter(
         150, "At most so many steps."
     )
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = parameter(
+    learning_rate: Annotated[float, Field(ge=1e-8, le=1)] = parameter(
         0.01, "Step of Adam.", unit="grey", advanced=True
     )
     stride: Annotated[int, Field(ge=1, le=64)] | None = parameter(

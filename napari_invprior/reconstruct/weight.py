@@ -38,7 +38,7 @@ from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior, Reference
 from napari_invprior.reconstruct.base import Solver
 
-Weight = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
+Weight = Annotated[float, Field(ge=1e-9, le=1e6)] | Literal["auto"]
 WeightRule = Literal["sure", "discrepancy", "reference"]
 
 DISCREPANCY_TARGET = 0.4
