@@ -18,25 +18,22 @@ from napari_invprior.io.images import load, load_list
 from napari_invprior.jobs import Message
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
+from napari_invprior.physics.calibration import on_the_images_scale, scale_of
 from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Reference
 from napari_invprior.recipes.model import Choice, Polygon, Recipe, ReferenceSource, Simulation
 from napari_invprior.recipes.scale import (
-    common_scale,
+    UNKNOWN,
     from_unit,
-    from_zero,
     range_of_start,
+    ranges_of,
     to_unit,
 )
 from napari_invprior.reconstruct.case import Case
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
-
-UNKNOWN = (0.0, 0.0)
-"""Range of an image of which nothing but data in another unit is known yet."""
-
 
 @dataclass
 class Problem:
@@ -98,8 +95,15 @@ def _mask(reference: Reference) -> Tensor:
 def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     """Yield messages for the user and, at last, the `Problem`."""
     observation, simulated = _observation(recipe, arrays)
+    scale = scale_of(recipe.physics.parameters)
     references = [(source, load(source, arrays)) for source in recipe.references]
     pairs = {i: load(s.pair, arrays) for i, (s, _) in enumerate(references) if s.pair is not None}
+    digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
+    digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
+    pairs = {i: on_the_images_scale(pair, scale) for i, pair in pairs.items()}
+    if observation is not None:
+        digests["observation"] = observation.digest()
+        observation = observation if simulated else on_the_images_scale(observation, scale)
     images = [image for _, image in references] + list(pairs.values())
     images += [observation] if observation else []
     if not images:
@@ -108,19 +112,12 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
         for note in image.facts.get("notes", ()):
             yield Message(f"{image.name}: {note}")
     same_units = recipe.physics.method.cls.same_units or recipe.observation is None
-    apart = observation is not None and not simulated and not same_units
-    alike = images[:-1] if apart else images  # what the one scale of intensities is for
-    scale, warning = common_scale(alike)
+    alike = [True] * len(references) + [scale is None] * len(pairs)
+    alike += [simulated or (same_units and scale is None)] * (observation is not None)
+    ranges, warning = ranges_of(images, alike, same_units)
     if warning:
         yield Message(warning, "warning")
-    ranges = [scale.get(id(i), i.value_range) for i in alike]
-    if not same_units:
-        ranges = [from_zero(r) for r in ranges]
-    if apart:
-        ranges.append(ranges[0] if ranges else UNKNOWN)
     images = [replace(i, value_range=r) for i, r in zip(images, ranges, strict=True)]
-    digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
-    digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
     problem = Problem(
         recipe=recipe, observation=None, y=None, physics=None, noise=None, truth=None,
         references=[], scale=images[-1].value_range, digests=digests,
@@ -129,7 +126,6 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     for i, ((source, _), image) in enumerate(zip(references, images, strict=False)):
         problem.references += _references(source, image, scaled.get(i), arrays)
     if observation is not None:
-        digests["observation"] = observation.digest()
         observation = images[-1]
         yield from _attach_data(problem, observation, simulated, arrays)
     if recipe.zero_shot and problem.y is not None and problem.physics is not None:
@@ -365,7 +361,8 @@ def _estimate_noise(
             "the observation is too small to estimate its noise; sigma 0.01 is assumed "
             "(set noise.sigma)", "warning",
         )
-    span = image.value_range[1] - image.value_range[0]
+    gain, _ = scale_of(problem.recipe.physics.parameters) or (1.0, 0.0)
+    span = gain * (image.value_range[1] - image.value_range[0])
     yield Message(
         f"estimated noise sigma {sigma:.4f} +- {spread:.4f} (of 0-1), {sigma * span:.4g} in data "
         "units"
@@ -386,7 +383,8 @@ def _truth(
         )
     problem.digests["truth"] = truth.digest()
     same_type = np.dtype(truth.array.dtype).kind == np.dtype(image.array.dtype).kind
-    one_scale = same_type or not physics.same_units
+    alone = scale_of(problem.recipe.physics.parameters) is not None and not problem.references
+    one_scale = same_type or not physics.same_units or alone
     scaled = replace(truth, value_range=image.value_range) if one_scale else truth
     return torch.from_numpy(scaled.normalised())
 
