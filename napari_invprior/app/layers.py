@@ -237,6 +237,13 @@ def result_layer(
     return ImageLayer(array, rgb=False, **options, **(source.display if source else {}))
 
 
+def beside(geometry: Geometry, shape: tuple[int, ...], source: Snapshot) -> Geometry:
+    """A small image moved to the left of a layer, two of its samples apart."""
+    place = list(source.geometry.translate[-len(shape) :])
+    place[-1] -= (shape[-1] + 2) * geometry.scale[-1]
+    return replace(geometry, translate=tuple(place))
+
+
 def as_colours(array: np.ndarray) -> np.ndarray:
     """Floats in the range of bytes as bytes: napari shows float colours from 0 to 1 only."""
     if array.dtype.kind == "f" and array.size and np.nanmax(array) > 1.5:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.linalg import eigh
 from scipy.optimize import nnls
 
 from napari_invprior.jobs import Job, Result, ShouldStop, Stage, check_stop, never
 
 CHUNK = 2_000_000
 """Numbers in the windows that are copied at a time."""
+TINY = 1e-13
+"""Eigenvalues below this share of the largest are rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,18 @@ class SmoothRegression:
     """
 
     def __init__(self, sums: np.ndarray, roughness: np.ndarray) -> None:
-        self.count = sums[-1, -1]
+        self.count = float(sums[-1, -1])
         self._means = sums[-1, :-1] / self.count
         covariance = sums[:-1, :-1] / self.count - np.outer(self._means, self._means)
         self._gram, self._product = covariance[:-1, :-1], covariance[:-1, -1]
         self._roughness = roughness
-        values, self._vectors = eigh(self._gram, roughness)
-        self._values = np.maximum(values, 0)
+        # torch, because its number of threads is what a caller has chosen
+        root = torch.linalg.cholesky(torch.from_numpy(roughness))
+        half = torch.linalg.solve_triangular(root, torch.from_numpy(self._gram), upper=False)
+        inner = torch.linalg.solve_triangular(root, half.T, upper=False)
+        values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+        self._vectors = torch.linalg.solve_triangular(root.T, vectors, upper=True).numpy()
+        self._values = values.clamp_min(float(values[-1]) * TINY).numpy()
 
     def solve(self, penalties: np.ndarray) -> np.ndarray:
         """Taps for each penalty, (T, P)."""
@@ -142,11 +148,12 @@ class SmoothRegression:
     def solve_nonnegative(self, penalty: float) -> np.ndarray:
         """Taps of one penalty, none of them negative, (T,)."""
         # a hair of the trace keeps the factor of an exactly singular system finite
-        hair = penalty + 1e-12 * float(np.trace(self._gram)) / len(self._gram)
-        factor = np.linalg.cholesky(self._gram + hair * self._roughness)
-        taps, _ = nnls(
-            factor.T, np.linalg.solve(factor, self._product), maxiter=30 * len(self._gram)
+        hair = penalty + TINY * float(np.trace(self._gram)) / len(self._gram)
+        root = torch.linalg.cholesky(torch.from_numpy(self._gram + hair * self._roughness))
+        target = torch.linalg.solve_triangular(
+            root, torch.from_numpy(self._product)[:, None], upper=False
         )
+        taps, _ = nnls(root.T.numpy(), target[:, 0].numpy(), maxiter=30 * len(self._gram))
         found: np.ndarray = taps
         return found
 

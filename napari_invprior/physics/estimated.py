@@ -65,8 +65,9 @@ class EstimatedOperator:
     factor : tuple of int
         Good samples per poor sample along each axis.
     shift : tuple of int
-        Whole samples of the good image by which the pair is out of register. The kernel does not
-        hold it: it belongs to the pair, not to the instrument.
+        Whole samples of the good image by which the pair is out of register, where held-out bands
+        are predicted better by a window moved there. The kernel does not hold it: it belongs to
+        the pair, not to the instrument. A shift for which the window has room is in the kernel.
     noise_sigma : float
         Standard deviation of what the operator does not explain.
     rmse, held_out_rmse : float
@@ -180,26 +181,26 @@ def estimation(
     planes, (mean, spread), (low_mean, low_spread) = _standardised(*pair, ndim)
     best = max(planes, key=lambda plane: float(plane[0].std() * plane[1].std()))
     shift = _checked_shift(integer_shift(*best, factor), taps)
-    if any(shift):
-        yield Message(
-            f"the pair is out of register by {shift} px of the good image; the kernel was "
-            "estimated at that place and does not hold the shift", "warning",
-        )
-    window = _window(taps, factor, shift)
-    _enough(window, planes)
-    sums = yield from forward(moments(planes, window, FOLDS, should_stop))
     rough = roughness(taps, [max(FALL_OFF, f) for f in factor])
-    parts = []
-    for fold in sums:
-        check_stop(should_stop)
-        parts.append(SmoothRegression(sums.sum(0) - fold, rough))
     penalties = PENALTIES if smoothness is None else np.array([smoothness])
-    errors = _held_out(parts, sums, [part.solve(penalties) for part in parts])
-    chosen = int(np.argmin(errors))
-    error, penalty = float(errors[chosen]), float(penalties[chosen])
+    job = _fit(planes, _window(taps, factor, (0,) * ndim), rough, penalties, should_stop)
+    fit: _Fit = yield from forward(job)
+    if any(shift):
+        job = _fit(planes, _window(taps, factor, shift), rough, penalties, should_stop)
+        moved: _Fit = yield from forward(job)
+        if ALIKE * moved.error < fit.error:
+            fit = moved
+            yield Message(
+                f"the pair is out of register by {shift} px of the good image; the kernel was "
+                "estimated at that place and does not hold the shift", "warning",
+            )
+    shift = tuple(a + b for a, b in zip(
+        fit.window.start, samples_before(taps, factor), strict=True
+    ))
+    sums, parts, error, penalty = fit.sums, fit.parts, fit.error, fit.penalty
     check_stop(should_stop)
     whole = SmoothRegression(sums.sum(0), rough)
-    h = whole.solve(penalties[chosen : chosen + 1])[:, 0]
+    h = whole.solve(np.array([penalty]))[:, 0]
     positive = False
     if nonnegative is not False and h.min() < 0:
         tried = [part.solve_nonnegative(penalty)[:, None] for part in parts]
@@ -227,6 +228,33 @@ def estimation(
         penalty=penalty,
         nonnegative=positive or bool(h.min() >= 0),
     ))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Least squares on all bands but one, for each of them, at the penalty that fits best."""
+
+    window: Window
+    sums: np.ndarray
+    parts: list[SmoothRegression]
+    penalty: float
+    error: float
+
+
+def _fit(
+    planes: Sequence[tuple[np.ndarray, np.ndarray]], window: Window, rough: np.ndarray,
+    penalties: np.ndarray, should_stop: ShouldStop,
+) -> Job:
+    """A `_Fit` for one place of the window, a job."""
+    _enough(window, planes)
+    sums = yield from forward(moments(planes, window, FOLDS, should_stop))
+    parts = []
+    for fold in sums:
+        check_stop(should_stop)
+        parts.append(SmoothRegression(sums.sum(0) - fold, rough))
+    errors = _held_out(parts, sums, [part.solve(penalties) for part in parts])
+    best = int(np.argmin(errors))
+    yield Result(_Fit(window, sums, parts, float(penalties[best]), float(errors[best])))
 
 
 def _window(
