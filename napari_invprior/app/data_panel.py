@@ -183,7 +183,7 @@ class DataPanel(Section):
         """Fill in an estimated operator: kernel, brightness scale and, where offered, noise."""
         self.physics.choose(metrics["physics"] | {"psf": {"layer": psf}})
         if "sigma" in self.noise.form.editors:
-            self.noise.form.set_values({"sigma": metrics["noise_sigma"]})
+            self.noise.form.set_values({"sigma": float(f"{metrics['noise_sigma']:.3g}")})
         self.operator.report(metrics)
 
     # ---- what is said

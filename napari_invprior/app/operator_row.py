@@ -150,6 +150,5 @@ class OperatorRow(QWidget):
         """How good the fit is, in one line."""
         gaussian = metrics["baselines"]["gaussian"]
         self.about.say(
-            f"{metrics['held_out_psnr']:.1f} dB held out (Gaussian {gaussian:.1f}), "
-            f"gain {metrics['gain']:.3g}, offset {metrics['offset']:.3g}", GOOD,
+            f"{metrics['held_out_psnr']:.1f} dB held out (Gaussian {gaussian:.1f})", GOOD
         )

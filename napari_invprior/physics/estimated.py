@@ -44,6 +44,8 @@ ROWS_PER_TAP = 2
 """Coarse samples that are needed for each tap."""
 ALIKE = 1.002
 """Errors on held-out bands count as equal up to this factor, 0.01 dB."""
+MOVE = 1.05
+"""The window is moved onto a shift only where that lowers the error by this factor."""
 LEAST_EXPLAINED = 0.1
 """Share of the poor image's variance that the good one must explain."""
 FALL_OFF = 2.0
@@ -188,7 +190,7 @@ def estimation(
     if any(shift):
         job = _fit(planes, _window(taps, factor, shift), rough, penalties, should_stop)
         moved: _Fit = yield from forward(job)
-        if ALIKE * moved.error < fit.error:
+        if MOVE * moved.error < fit.error:
             fit = moved
             yield Message(
                 f"the pair is out of register by {shift} px of the good image; the kernel was "
