@@ -18,7 +18,6 @@ from napari_invprior.numerics.separable import SeparableOperator, sampling_matri
 from napari_invprior.parameters import Parameters
 from napari_invprior.physics.base import Physics
 
-
 LEAST_SUM = 0.1
 """Sum of a kernel over that of its magnitudes; below, it differentiates rather than averages."""
 

@@ -295,9 +295,10 @@ def _checked(
         )
     fine, coarse = high.shape[-ndim:], low.shape[-ndim:]
     if magnification(fine, coarse) != tuple(factor) or high.shape[:-ndim] != low.shape[:-ndim]:
+        wanted = (*low.shape[:-ndim], *(n * f for n, f in zip(coarse, factor, strict=True)))
         raise InvalidInput(
             f"the good image has shape {high.shape}, the poor one {low.shape}; with factor "
-            f"{tuple(factor)} the good one must have {(*low.shape[:-ndim], *_times(coarse, factor))}"
+            f"{tuple(factor)} the good one must have {wanted}"
             ": crop both to the same place, or change the factor"
         )
     for name, image in (("good", high), ("poor", low)):
@@ -312,10 +313,6 @@ def _checked(
                 "structure: choose another part"
             )
     return high.astype(np.float64), low.astype(np.float64)
-
-
-def _times(shape: Sequence[int], factor: Sequence[int]) -> tuple[int, ...]:
-    return tuple(n * f for n, f in zip(shape, factor, strict=True))
 
 
 Level = tuple[float, float]

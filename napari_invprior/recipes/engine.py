@@ -127,10 +127,10 @@ def _run(
     if message is not None:
         yield message
     if recipe.task == "estimate_operator":
-        found: Estimate = yield from forward(estimate(recipe, arrays, should_stop))
-        psf = OutputLayer("psf", found.kernel, found.geometry,
-                          metadata=provenance(found.problem) | {"figures": found.metrics})
-        yield Result(_outcome(found.problem, (psf,), found.metrics, None, start))
+        fit: Estimate = yield from forward(estimate(recipe, arrays, should_stop))
+        psf = OutputLayer("psf", fit.kernel, fit.geometry,
+                          metadata=provenance(fit.problem) | {"figures": fit.metrics})
+        yield Result(_outcome(fit.problem, (psf,), fit.metrics, None, start))
         return
     problem: Problem | None = None
     for item in prepare(recipe, arrays):

@@ -253,5 +253,5 @@ def test_kernels_with_negative_lobes_are_admitted_and_derivatives_refused() -> N
     lobes = torch.from_numpy(sharpening())
     assert float(checked_psf(3 * lobes, 2).sum()) == pytest.approx(1)
     derivative = torch.tensor([[-1.0, 0.0, 1.1]], dtype=torch.float64)
-    with pytest.raises(InvalidInput, match="sum to 0.1, their magnitudes to 2.1"):
+    with pytest.raises(InvalidInput, match=r"sum to 0\.1, their magnitudes to 2\.1"):
         checked_psf(derivative, 2)
