@@ -34,10 +34,8 @@ ESTIMATE = {
     "physics": GAUSSIAN | {"kernel_size": 15},
 }
 RIM = 16
-PRIORS: dict[str, dict[str, Any]] = {
-    "gmm": {"prior": {"kind": "gmm"}, "solver": {"kind": "half_quadratic"}},
-    "wasserstein": {"prior": {"kind": "wasserstein"}, "solver": {"kind": "variational"}},
-}
+METHOD = {"prior": {"kind": "gmm"}, "solver": {"kind": "half_quadratic", "weight": 0.25}}
+"""The weight is that of the volumes, not one chosen on this image."""
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +62,15 @@ def line(images: dict[str, Image]) -> tuple[float, float]:
 
 
 def reconstruct(
-    images: dict[str, Image], physics: dict[str, Any], method: dict[str, Any], psf: np.ndarray
+    images: dict[str, Image], physics: dict[str, Any], sigma: float, psf: np.ndarray
 ) -> dict[str, Any]:
     """Figures on the half that the operator has not seen, and those of the spline."""
-    recipe = method | {
+    recipe = METHOD | {
         "observation": {"layer": "lr", "crop": [[PART // 2, 300], [0, 300]]},
         "truth": {"layer": "hr", "crop": [[PART, 600], [0, 600]]},
         "references": [{"layer": "ref"}],
-        "physics": physics, "noise": {"kind": "gaussian"}, "rim": RIM, "baselines": False,
+        "physics": physics, "noise": {"kind": "gaussian", "sigma": sigma}, "rim": RIM,
+        "baselines": False,
     }
     arrays = images | {"psf": image_from_array(psf, name="psf")}
     problem = list(prepare(recipes.parse(recipe), arrays))[-1]
@@ -109,22 +108,25 @@ def test_the_estimate_predicts_what_it_has_not_seen(
     assert found >= best - 0.5
 
 
-@pytest.mark.parametrize("name", PRIORS)
 def test_reconstruction_of_the_unseen_half(
-    name: str, images: dict[str, Image], estimate: recipes.Outcome, line: tuple[float, float],
+    images: dict[str, Image], estimate: recipes.Outcome, line: tuple[float, float],
     show: Callable[[str], None],
 ) -> None:
     kernel = estimate.layers[0].array
     with_psf = estimate.metrics["physics"] | {"psf": {"layer": "psf"}}
     calibrated = GAUSSIAN | dict(zip(("gain", "offset"), line, strict=True))
-    ours = reconstruct(images, with_psf, PRIORS[name], kernel)
-    default = reconstruct(images, calibrated, PRIORS[name], kernel)
+    figures = estimate.metrics
+    ours = reconstruct(images, with_psf, figures["noise_sigma"], kernel)
+    # each operator with the noise level that it leaves unexplained
+    unexplained = 10 ** (-figures["baselines"]["gaussian"] / 20)
+    default = reconstruct(images, calibrated, unexplained, kernel)
     show(
-        f"sandstone pair x2, unseen half, {name}: {ours['psnr']:.2f} dB, SSIM {ours['ssim']:.3f}, "
+        f"sandstone pair x2, unseen half, gmm: {ours['psnr']:.2f} dB, SSIM {ours['ssim']:.3f}, "
         f"residual {ours['residual_ratio']:.2f} (Gaussian operator with the best line "
         f"{default['psnr']:.2f}, SSIM {default['ssim']:.3f}; spline at its "
         f"shift {ours['spline']:.2f}, at the Gaussian's {default['spline']:.2f}; "
         "official, whole image 32.95, SSIM .776)"
     )
-    assert ours["psnr"] >= default["psnr"]
-    assert ours["psnr"] >= max(ours["spline"], default["spline"])
+    assert ours["psnr"] >= 33.3
+    assert ours["psnr"] >= default["psnr"] + 1.5
+    assert ours["psnr"] >= max(ours["spline"], default["spline"]) + 1
