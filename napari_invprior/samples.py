@@ -115,6 +115,46 @@ def photograph(name: str, part: str = "") -> np.ndarray:
     return {"": picture, "reference": picture[:, :half], "test": picture[:, half:]}[part]
 
 
+PAIR_GAIN, PAIR_OFFSET, PAIR_SIGMA = 1.6, -0.2, 0.005
+"""Brightness scale and noise of the poor image of `registered_pair`."""
+
+
+def pair_kernel() -> np.ndarray:
+    """The kernel of `registered_pair`: 15 x 15, two skew Gaussians off the middle, sum one."""
+    y, x = np.mgrid[-7:8, -7:8].astype(float)
+    core = np.exp(-((y + x - 0.6) ** 2) / 8 - (y - x) ** 2 / 24)
+    tail = np.exp(-((y - 3) ** 2 + (x + 2) ** 2) / 10)
+    kernel: np.ndarray = core + 0.4 * tail
+    return kernel / kernel.sum()
+
+
+def registered_pair(part: str) -> FloatArray:
+    """A photograph of gravel and the same place measured poorly, by an operator that is known.
+
+    ``poor_j = offset + gain sum_k h_k photograph[2 j + k - 6] + noise`` with `pair_kernel`, gain
+    1.6, offset -0.2 and noise .005 on the photograph's scale of 0 to 1.
+
+    Parameters
+    ----------
+    part : {"good", "poor"}
+        256 x 256 or 128 x 128 samples.
+
+    Examples
+    --------
+    >>> registered_pair("good").shape, registered_pair("poor").shape
+    ((256, 256), (128, 128))
+    """
+    rim, edge = 8, 256
+    whole = photograph("gravel")[128 - rim : 128 + edge + rim, 256 - rim :] / 255.0
+    whole = np.pad(whole, ((0, 0), (0, rim)), mode="reflect")
+    if part == "good":
+        return whole[rim:-rim, rim:-rim].astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (15, 15))
+    blurred = np.tensordot(windows[2 : 2 + edge : 2, 2 : 2 + edge : 2], pair_kernel(), 2)
+    noise = PAIR_SIGMA * np.random.default_rng(0).standard_normal(blurred.shape)
+    return (PAIR_OFFSET + PAIR_GAIN * (blurred + noise)).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One entry of the sample table.
@@ -191,7 +231,18 @@ def _phantoms() -> list[Sample]:
     return [*found, Sample("shepp-logan", "Shepp-Logan phantom", 2, head, shepp_logan)]
 
 
-SAMPLES: dict[str, Sample] = {s.name: s for s in (*_photographs(), *_volumes(), *_phantoms())}
+def _pair() -> list[Sample]:
+    about = "Gravel and the same place at half the resolution, by a known 15 x 15 kernel, {} image."
+    return [
+        Sample(f"pair-{part}", f"Registered pair, {part} image", 2, about.format(part),
+               partial(registered_pair, part))
+        for part in ("good", "poor")
+    ]
+
+
+SAMPLES: dict[str, Sample] = {
+    s.name: s for s in (*_photographs(), *_volumes(), *_phantoms(), *_pair())
+}
 """Every sample by name; ``-reference`` and ``-test`` parts never overlap."""
 
 

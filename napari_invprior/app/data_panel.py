@@ -24,8 +24,9 @@ from napari_invprior.app.layers import (
     recipe_of,
     subset,
 )
+from napari_invprior.app.operator_row import OperatorRow
 from napari_invprior.app.regions import space_shape
-from napari_invprior.app.request import grid_for
+from napari_invprior.app.request import grid_for, same_units
 from napari_invprior.errors import InvalidInput
 
 QUICK = 4_000_000
@@ -79,6 +80,10 @@ class DataPanel(Section):
         measured.setToolTip("How the observation came about.")
         self.box.addLayout(row(measured, self.physics.list, self.physics.gear))
         self.box.addWidget(self.physics)
+        self.operator = OperatorRow(viewer)
+        self.operator.factor = self._factor
+        self.box.addWidget(self.operator)
+        self.physics.gear.toggled.connect(self._show_operator)
         noisy = QLabel("noise")
         noisy.setToolTip("The noise of the observation.")
         for label in (measured, noisy):
@@ -94,8 +99,10 @@ class DataPanel(Section):
         self.truth_row.hide()
         self.gear.toggled.connect(self.truth_row.setVisible)
         self.physics.changed.connect(self._describe)
+        self.physics.changed.connect(self._show_operator)
         self.noise.changed.connect(self.changed)
         self._estimate = qdebounced(self._estimate_now, timeout=150)
+        self._show_operator()
         self.refresh()
 
     # ---- layers
@@ -150,6 +157,34 @@ class DataPanel(Section):
             return
         self.physics.set_dimensions(self.ndim)
         self._describe()
+
+    # ---- the operator
+
+    def _show_operator(self) -> None:
+        """The estimate lies with the kernel, under the gear, where the physics has one."""
+        kernel = "psf" in self.physics.method.cls.array_inputs
+        self.operator.setVisible(kernel and self.physics.gear.isChecked())
+
+    def _factor(self) -> tuple[int, ...]:
+        """Image samples per data sample along each axis, as the form has them."""
+        factor = self.physics.form.values().get("factor", 1)
+        return (factor,) * self.ndim if isinstance(factor, int) else tuple(factor)
+
+    def pair_recipe(self, good: str, poor: str, size: int) -> dict[str, Any]:
+        """The recipe that estimates the operator; raises `InvalidInput`."""
+        left_out = ("psf", "gain", "offset", "kernel_size")
+        physics = {k: v for k, v in self.physics.choice().items() if k not in left_out}
+        return {
+            "task": "estimate_operator", "physics": physics | {"kernel_size": size},
+            "references": [{"layer": good, "pair": {"layer": poor}}],
+        }
+
+    def use_operator(self, metrics: dict[str, Any], psf: str) -> None:
+        """Fill in an estimated operator: kernel, brightness scale and, where offered, noise."""
+        self.physics.choose(metrics["physics"] | {"psf": {"layer": psf}})
+        if "sigma" in self.noise.form.editors:
+            self.noise.form.set_values({"sigma": float(f"{metrics['noise_sigma']:.3g}")})
+        self.operator.report(metrics)
 
     # ---- what is said
 
@@ -212,7 +247,7 @@ class DataPanel(Section):
             return
         text = "estimated"
         quick = not is_lazy(layer) and np.prod(finest(layer).shape) <= QUICK
-        alike = self.physics.method.cls.same_units  # otherwise the engine scales the data
+        alike = same_units(self.physics.choice())  # otherwise the engine scales the data
         if quick and alike and self.physics.name != "inpainting":
             sigma = estimated_sigma(Snapshot.of(layer, self.ndim))
             if sigma is not None:

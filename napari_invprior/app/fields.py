@@ -74,6 +74,13 @@ class Field:
             parts.append("One number, or one per axis.")
         return " ".join(part for part in parts if part)
 
+    @property
+    def empty(self) -> str:
+        """What an empty line of text stands for: a number that the description names, or so."""
+        _, _, words = self.description.partition("empty: ")
+        value = words.rstrip(".")
+        return value if value.isdigit() else "automatic"
+
     def parse(self, text: str) -> Any:
         """Value of a typed text: a number, several separated by commas, or nothing.
 

@@ -101,7 +101,7 @@ class TextEditor:
         self.control = _control(str, field.text(field.default), field)
         self.widget = self.control.native
         self.widget.setMinimumWidth(96)
-        self.hint("automatic" if field.optional else "")
+        self.hint(field.empty if field.optional else "")
         self.control.changed.connect(lambda _: changed())
 
     def get(self) -> Any:

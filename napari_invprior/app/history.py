@@ -12,6 +12,9 @@ MAP = "map"
 COMPARED = "compared"
 """Role of the results of a comparison: they are looked at side by side, not one after another."""
 
+NO_RESULTS = ("study", "estimate_operator")
+"""Tasks whose layers are no results to step through: truth and baselines of a study, a kernel."""
+
 
 class History:
     """Which result is on show; "<" goes back to the one before.
@@ -32,7 +35,7 @@ class History:
             layer for layer in self.viewer.layers
             if recipe_of(layer) is not None
             and layer.metadata[META].get("role") not in (MAP, COMPARED)
-            and recipe_of(layer).get("task") != "study"  # its truth and baselines, opened again
+            and recipe_of(layer).get("task") not in NO_RESULTS
         ]
 
     @property

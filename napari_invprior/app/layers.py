@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -235,6 +235,13 @@ def result_layer(
     if rgb:
         return ImageLayer(as_colours(array), rgb=True, **options)
     return ImageLayer(array, rgb=False, **options, **(source.display if source else {}))
+
+
+def beside(geometry: Geometry, shape: tuple[int, ...], source: Snapshot) -> Geometry:
+    """A small image moved to the left of a layer, two of its samples apart."""
+    place = list(source.geometry.translate[-len(shape) :])
+    place[-1] -= (shape[-1] + 2) * geometry.scale[-1]
+    return replace(geometry, translate=tuple(place))
 
 
 def as_colours(array: np.ndarray) -> np.ndarray:

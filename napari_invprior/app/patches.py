@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import minimum_filter1d
 
 from napari_invprior.priors.patchnr import FEWEST, GOOD, USABLE
-from napari_invprior.recipes.prepare import region_mask
+from napari_invprior.recipes.regions import region_mask
 from napari_invprior.sources import Source
 
 SHOWN = 240

@@ -164,7 +164,13 @@ def request(
 
 
 def same_units(physics: Mapping[str, Any] | None) -> bool:
-    """Whether a result is shown with the contrast of its data; not where those are integrals."""
+    """Whether a result is shown with the contrast of its data.
+
+    Not where those are integrals or on another brightness scale.
+    """
     from napari_invprior import registry
 
-    return physics is None or registry.get("physics", physics["kind"]).cls.same_units
+    if physics is None:
+        return True
+    rescaled = physics.get("gain") is not None or physics.get("offset") is not None
+    return registry.get("physics", physics["kind"]).cls.same_units and not rescaled

@@ -16,7 +16,7 @@ from napari_invprior.app.controls import GOOD
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.history import MAP, History
 from napari_invprior.app.jobs import JobEnd, JobRunner
-from napari_invprior.app.layers import META, free_name, recipe_of, result_layer
+from napari_invprior.app.layers import META, beside, free_name, recipe_of, result_layer
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
@@ -28,7 +28,7 @@ from napari_invprior.jobs import Event, Message, Preview, Progress
 LAST_RUN = "last_run"
 """Fact of a saved prior: the recipe it was last used for."""
 
-TRAIN, RECONSTRUCT, PROPOSE = "train", "reconstruct", "propose"
+TRAIN, RECONSTRUCT, PROPOSE, ESTIMATE = "train", "reconstruct", "propose", "estimate"
 PREVIEW = "preview"
 
 
@@ -110,6 +110,13 @@ class Runs(QObject):
         """Try several priors on the reference and choose the best."""
         self._start(PROPOSE, lambda: self.recipe(PROPOSE), None)
 
+    def estimate(self, good: str, poor: str, size: int) -> None:
+        """Estimate the operator of step 1 from two layers."""
+        common = {"version": 1, "device": preferences.device()}
+        self._start(
+            ESTIMATE, lambda: common | self.panels.data.pair_recipe(good, poor, size), None
+        )
+
     def last_recipe(self) -> dict[str, Any] | None:
         """The run of the shown result, or the one that a loaded prior was last used for."""
         return recipe_of(self.history.shown) or self.panels.prior.facts.get(LAST_RUN)
@@ -139,6 +146,8 @@ class Runs(QObject):
         self.request = wanted
         if name == RECONSTRUCT:
             self.panels.result.begin()
+        elif name == ESTIMATE:
+            self.panels.data.operator.about.say("estimating the operator…")
         else:
             self.panels.prior.begin(anew=name == TRAIN and prior is None)
         self.panels.prior.limits = self.panels.references.normalised_limits()
@@ -198,6 +207,8 @@ class Runs(QObject):
             self._trained(end)
         elif end.name == PROPOSE:
             self._proposed(end)
+        elif end.name == ESTIMATE:
+            self._estimated(end, wanted)
         elif end.name == RECONSTRUCT and end.how == "done" and wanted is not None:
             self._reconstructed(end.value, wanted)
         elif end.name == RECONSTRUCT:
@@ -218,6 +229,26 @@ class Runs(QObject):
         listed = ", ".join(f"{entry['name']} {entry['psnr']:.1f} dB" for entry in ranking)
         self.panels.prior.about.say(f"chosen: {best['name']}", GOOD)
         self.said.emit(f"on a held-out piece of the reference: {listed}", False)
+
+    def _estimated(self, end: JobEnd, wanted: Request | None) -> None:
+        """Lay the kernel beside the good image and use it."""
+        data = self.panels.data
+        if end.how != "done" or wanted is None:
+            data.operator.about.say("cancelled; the operator stays as it was")
+            return
+        psf = end.value.layers[0]
+        good = wanted.snapshots[wanted.recipe["references"][0]["layer"]]
+        name = "psf" if "psf" not in self.viewer.layers else free_name(self.viewer, "psf")
+        layer = result_layer(
+            psf.array, beside(psf.geometry, psf.array.shape, good), None, name=name,
+            metadata={META: dict(psf.metadata)},
+        )
+        active = self.viewer.layers.selection.active
+        self.viewer.add_layer(layer)
+        self.viewer.layers.selection.active = active
+        data.use_operator(end.value.metrics, layer.name)
+        for sentence in wanted.changes(self.viewer):
+            self.said.emit(sentence, True)
 
     def _trained(self, end: JobEnd) -> None:
         outcome, panel = end.value, self.panels.prior
@@ -272,6 +303,6 @@ class Runs(QObject):
     def _failed(self, name: str, text: str) -> None:
         from napari_invprior.app.controls import FAULT
 
-        panel = self.panels.prior if name == TRAIN else self.panels.result
-        panel.about.say(text, FAULT)
+        places = {TRAIN: self.panels.prior.about, ESTIMATE: self.panels.data.operator.about}
+        places.get(name, self.panels.result.about).say(text, FAULT)
         self.said.emit(text, True)

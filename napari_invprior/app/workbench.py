@@ -25,7 +25,7 @@ from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
-from napari_invprior.app.runs import PROPOSE, RECONSTRUCT, TRAIN, Runs
+from napari_invprior.app.runs import ESTIMATE, PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
 from napari_invprior.errors import InvPriorError
 
@@ -110,6 +110,12 @@ class Workbench(Dock):
         prior.save_clicked.connect(self._ask_save_prior)
         prior.load_clicked.connect(self._ask_load_prior)
         prior.suggest_clicked.connect(self.runs.propose)
+        operator = self.data.operator
+        operator.wanted.connect(self.runs.estimate)
+        operator.cancelled.connect(runner.cancel)
+        operator.proposed = lambda: (
+            self.references.image.currentData(), self.data.observation.currentData()
+        )
         result.run_clicked.connect(self.runs.reconstruct)
         result.cancel_clicked.connect(runner.cancel)
         result.again_clicked.connect(self.runs.again)
@@ -170,6 +176,8 @@ class Workbench(Dock):
         self.references.set_pairs(self.prior.chooser.method.cls.needs_measurement)
         missing = self.references.problem() or ("" if patch else "correct the values above")
         prior, result = self.prior, self.result
+        mine = runner.name == ESTIMATE and runner.state != "stopping"
+        self.data.operator.set_state(idle=idle, mine=mine)
         prior.train.setEnabled(idle and not missing)
         prior.pause.setEnabled(training and runner.state in ("running", "paused"))
         prior.pause.setChecked(runner.state == "paused")

@@ -7,14 +7,15 @@ from typing import Literal
 from torch import Tensor
 
 from napari_invprior.numerics.separable import gaussian_kernel
-from napari_invprior.parameters import Parameters, parameter, per_axis
+from napari_invprior.parameters import parameter, per_axis
+from napari_invprior.physics.calibration import Calibrated
 from napari_invprior.physics.convolution import SampledConvolution, gaussian_taps
 from napari_invprior.physics.superresolution import Sigma, Taps
 from napari_invprior.registry import register
 from napari_invprior.sources import Source
 
 
-class BlurParameters(Parameters):
+class BlurParameters(Calibrated):
     """The kernel and the boundary rule."""
 
     blur_sigma: Sigma | tuple[Sigma, ...] = parameter(

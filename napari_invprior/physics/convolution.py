@@ -18,6 +18,9 @@ from napari_invprior.numerics.separable import SeparableOperator, sampling_matri
 from napari_invprior.parameters import Parameters
 from napari_invprior.physics.base import Physics
 
+LEAST_SUM = 0.1
+"""Sum of a kernel over that of its magnitudes; below, it differentiates rather than averages."""
+
 
 class SampledConvolution(Physics):
     """``y_j = sum_k h_k x[j * factor + k - before]`` with a boundary rule.
@@ -51,7 +54,7 @@ class SampledConvolution(Physics):
         self._set_anchor(corner, [_centre(k) for k in kernels])
 
     def _set_psf(self, psf: Tensor, corner: bool) -> None:
-        """Any kernel with ``ndim`` axes, normalised here; it must not be negative."""
+        """Any kernel with ``ndim`` axes, normalised here; see `checked_psf`."""
         psf = checked_psf(psf, self.ndim)
         self._psf = psf
         self.taps = tuple(psf.shape)
@@ -63,11 +66,20 @@ class SampledConvolution(Physics):
     def _set_anchor(self, corner: bool, centres: list[float]) -> None:
         """Samples before the anchor: none, or so many that the window is centred."""
         valid = self.boundary == "valid"
-        self.before = tuple(
-            0 if corner or valid else max(0, (k - f) // 2)
-            for k, f in zip(self.taps, self.factor, strict=True)
+        self.before = (
+            (0,) * self.ndim if corner or valid else samples_before(self.taps, self.factor)
         )
         self.offset = tuple(c - b for c, b in zip(centres, self.before, strict=True))
+
+    def kernel(self) -> Tensor:
+        """All taps, (*taps) float64, of sum one."""
+        if self._psf is not None:
+            return self._psf
+        assert self._kernels is not None
+        kernel = self._kernels[0].double()
+        for line in self._kernels[1:]:
+            kernel = kernel[..., None] * line.double()
+        return kernel / kernel.sum()
 
     # --- shapes -----------------------------------------------------------------------------
 
@@ -244,17 +256,37 @@ class SampledConvolution(Physics):
 
 
 def checked_psf(psf: Tensor, ndim: int) -> Tensor:
-    """A normalised float64 copy of the kernel, or a refusal that says what is wrong."""
+    """A float64 copy of the kernel with sum one, or a refusal that says what is wrong.
+
+    Negative lobes are admitted (sharpened or resampled images have them) while they do not
+    cancel the rest.
+    """
     psf = psf.detach().double().clone()
     if psf.ndim != ndim:
         raise InvalidInput(f"the PSF has {psf.ndim} axes; expected {ndim}, one per space axis")
     if not bool(torch.isfinite(psf).all()):
         raise InvalidInput("the PSF holds NaN or infinite values; clean it first")
-    if float(psf.min()) < 0:
-        raise InvalidInput(f"the PSF is negative (minimum {float(psf.min()):.3g}); clip it at 0")
-    if float(psf.sum()) <= 0:
+    total, size = float(psf.sum()), float(psf.abs().sum())
+    if size == 0:
         raise InvalidInput("the PSF is zero everywhere; give a kernel with positive sum")
-    return psf / psf.sum()
+    if total < LEAST_SUM * size:
+        raise InvalidInput(
+            f"the PSF is too negative: its values sum to {total:.3g}, their magnitudes to "
+            f"{size:.3g}; negative lobes are fine while the sum is at least {LEAST_SUM:g} of the "
+            "magnitudes: clip it at 0, or subtract its background"
+        )
+    return psf / total
+
+
+def samples_before(taps: Sequence[int], factor: Sequence[int]) -> tuple[int, ...]:
+    """Samples of a centred window that lie before fine sample ``j * factor``.
+
+    Examples
+    --------
+    >>> samples_before((8, 15), (2, 1))
+    (3, 7)
+    """
+    return tuple(max(0, (k - f) // 2) for k, f in zip(taps, factor, strict=True))
 
 
 def _centre(line: Tensor) -> float:

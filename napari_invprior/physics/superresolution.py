@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from napari_invprior.numerics.separable import gaussian_kernel
-from napari_invprior.parameters import Parameters, parameter, per_axis
+from napari_invprior.parameters import parameter, per_axis
+from napari_invprior.physics.calibration import Calibrated
 from napari_invprior.physics.convolution import SampledConvolution, gaussian_taps
 from napari_invprior.registry import register
 from napari_invprior.sources import Source
@@ -19,7 +20,7 @@ Sigma = Annotated[float, Field(ge=0, le=64)]
 Taps = Annotated[int, Field(ge=1, le=512)]
 
 
-class SuperResolutionParameters(Parameters):
+class SuperResolutionParameters(Calibrated):
     """How the coarse samples came about."""
 
     factor: Factor | tuple[Factor, ...] = parameter(

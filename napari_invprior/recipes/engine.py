@@ -24,6 +24,7 @@ from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 from napari_invprior.recipes.model import Choice, Recipe
+from napari_invprior.recipes.operator import Estimate, estimate
 from napari_invprior.recipes.prepare import Problem, prepare
 from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
@@ -125,6 +126,12 @@ def _run(
     device, message = choose_device(recipe.device)
     if message is not None:
         yield message
+    if recipe.task == "estimate_operator":
+        fit: Estimate = yield from forward(estimate(recipe, arrays, should_stop))
+        psf = OutputLayer("psf", fit.kernel, fit.geometry,
+                          metadata=provenance(fit.problem) | {"figures": fit.metrics})
+        yield Result(_outcome(fit.problem, (psf,), fit.metrics, None, start))
+        return
     problem: Problem | None = None
     for item in prepare(recipe, arrays):
         if isinstance(item, Problem):

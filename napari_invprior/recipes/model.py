@@ -132,8 +132,10 @@ class Recipe(Parameters):
     """
 
     version: Literal[1] = parameter(VERSION, "Version of this language.")
-    task: Literal["reconstruct", "fit", "propose", "study"] = parameter(
-        "reconstruct", "Reconstruct, train a prior, propose one, or study several methods."
+    task: Literal["reconstruct", "fit", "propose", "study", "estimate_operator"] = parameter(
+        "reconstruct",
+        "Reconstruct, train a prior, propose one, study several methods, or estimate the operator "
+        "from a registered pair.",
     )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
@@ -183,7 +185,9 @@ class Recipe(Parameters):
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
-        if self.task != "fit" and self.observation is None:
+        if self.task == "estimate_operator":
+            self._require_pair()
+        elif self.task != "fit" and self.observation is None:
             raise ValueError(f"task {self.task!r} needs an observation")
         if self.task == "fit" and self.prior is None:
             raise ValueError("task 'fit' needs a prior")
@@ -195,6 +199,21 @@ class Recipe(Parameters):
         if self.zero_shot and self.references:
             raise ValueError("zero_shot learns from the observation; remove the references")
         return self
+
+    def _require_pair(self) -> None:
+        """One whole reference with its pair, and an operator that has a kernel."""
+        if len(self.references) != 1 or self.references[0].pair is None:
+            raise ValueError(
+                "task 'estimate_operator' needs one reference with its poor image as 'pair'"
+            )
+        if self.references[0].regions or self.references[0].labels is not None:
+            raise ValueError("an operator is estimated from a whole pair; crop both, no regions")
+        if self.observation is not None:
+            raise ValueError("task 'estimate_operator' reads a pair; remove the observation")
+        if "psf" not in self.physics.method.cls.array_inputs:
+            raise ValueError(
+                f"physics {self.physics.name!r} has no kernel; choose superresolution or blur"
+            )
 
     @property
     def titles(self) -> tuple[str, ...]:

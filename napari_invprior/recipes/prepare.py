@@ -16,31 +16,26 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.image import Image
 from napari_invprior.io.images import load, load_list
 from napari_invprior.jobs import Message
-from napari_invprior.memory import require
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
+from napari_invprior.physics.calibration import on_the_images_scale, scale_of
 from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Reference
-from napari_invprior.recipes.model import Choice, Polygon, Recipe, ReferenceSource, Simulation
+from napari_invprior.recipes.model import Choice, Recipe, ReferenceSource, Simulation
+from napari_invprior.recipes.regions import region_mask
 from napari_invprior.recipes.scale import (
-    common_scale,
+    UNKNOWN,
     from_unit,
-    from_zero,
     range_of_start,
+    ranges_of,
     to_unit,
 )
 from napari_invprior.reconstruct.case import Case
-from napari_invprior.reconstruct.tiles import BYTES_PER_SAMPLE
+from napari_invprior.reconstruct.tiles import require_room
 from napari_invprior.sources import Source
 
 Arrays = Mapping[str, Image]
-
-UNKNOWN = (0.0, 0.0)
-"""Range of an image of which nothing but data in another unit is known yet."""
-
-BYTES_HELD = 16
-"""Memory that a run holds per image sample in any case: first image, result, preview, layer."""
 
 
 @dataclass
@@ -103,8 +98,15 @@ def _mask(reference: Reference) -> Tensor:
 def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     """Yield messages for the user and, at last, the `Problem`."""
     observation, simulated = _observation(recipe, arrays)
+    scale = scale_of(recipe.physics.parameters)
     references = [(source, load(source, arrays)) for source in recipe.references]
     pairs = {i: load(s.pair, arrays) for i, (s, _) in enumerate(references) if s.pair is not None}
+    digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
+    digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
+    pairs = {i: on_the_images_scale(pair, scale) for i, pair in pairs.items()}
+    if observation is not None:
+        digests["observation"] = observation.digest()
+        observation = observation if simulated else on_the_images_scale(observation, scale)
     images = [image for _, image in references] + list(pairs.values())
     images += [observation] if observation else []
     if not images:
@@ -113,19 +115,12 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
         for note in image.facts.get("notes", ()):
             yield Message(f"{image.name}: {note}")
     same_units = recipe.physics.method.cls.same_units or recipe.observation is None
-    apart = observation is not None and not simulated and not same_units
-    alike = images[:-1] if apart else images  # what the one scale of intensities is for
-    scale, warning = common_scale(alike)
+    alike = [True] * len(references) + [scale is None] * len(pairs)
+    alike += [simulated or (same_units and scale is None)] * (observation is not None)
+    ranges, warning = ranges_of(images, alike, same_units)
     if warning:
         yield Message(warning, "warning")
-    ranges = [scale.get(id(i), i.value_range) for i in alike]
-    if not same_units:
-        ranges = [from_zero(r) for r in ranges]
-    if apart:
-        ranges.append(ranges[0] if ranges else UNKNOWN)
     images = [replace(i, value_range=r) for i, r in zip(images, ranges, strict=True)]
-    digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
-    digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
     problem = Problem(
         recipe=recipe, observation=None, y=None, physics=None, noise=None, truth=None,
         references=[], scale=images[-1].value_range, digests=digests,
@@ -134,7 +129,6 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
     for i, ((source, _), image) in enumerate(zip(references, images, strict=False)):
         problem.references += _references(source, image, scaled.get(i), arrays)
     if observation is not None:
-        digests["observation"] = observation.digest()
         observation = images[-1]
         yield from _attach_data(problem, observation, simulated, arrays)
     if recipe.zero_shot and problem.y is not None and problem.physics is not None:
@@ -178,49 +172,6 @@ def _references(
     ]
 
 
-def region_mask(
-    source: ReferenceSource, space: tuple[int, ...], arrays: Arrays
-) -> Tensor | None:
-    """Union of a reference's boxes, polygons and labels on its grid; None for all of it."""
-    if not source.regions and source.labels is None:
-        return None
-    mask = np.zeros(space, bool)
-    for region in source.regions:
-        if isinstance(region, Polygon):
-            mask |= _polygon_mask(region, space)
-            continue
-        if len(region) != len(space):
-            raise InvalidInput(
-                f"region {region} has {len(region)} axes; the reference has {len(space)}"
-            )
-        mask[tuple(slice(low, high) for low, high in region)] = True
-    if source.labels is not None:
-        labels = load(source.labels, arrays)
-        if labels.space != space:
-            raise InvalidInput(
-                f"the labels have shape {labels.space}, the reference {space}; they must agree"
-            )
-        mask |= labels.array[0].any(0)
-    if not mask.any():
-        raise InvalidInput(
-            "the picked regions are empty or lie outside the reference; draw one on the image"
-        )
-    return torch.from_numpy(mask)
-
-
-def _polygon_mask(region: Polygon, space: tuple[int, ...]) -> np.ndarray:
-    from skimage.draw import polygon2mask
-
-    plane = polygon2mask(space[-2:], np.asarray(region.polygon))
-    mask = np.zeros(space, bool)
-    if len(space) == 3:
-        low, high = region.depth or (0, space[0])
-        mask[low:high] = plane
-    else:
-        mask[:] = plane
-    return mask
-
-
 def _attach_data(
     problem: Problem, image: Image, simulated: bool, arrays: Arrays
 ) -> Iterator[Message]:
@@ -262,7 +213,7 @@ def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message
     """Observed data: checked, scaled, and joined with what can be estimated from them."""
     raw = torch.from_numpy(image.array.astype(np.float32))
     physics = _build_physics(problem.recipe, raw, False, arrays).bound_to(image.space)
-    _require_memory(physics, image)
+    require_room(physics, image.array.shape, image.name)
     inspection = physics.inspect(raw)
     yield from inspection.messages
     unusable = int((~torch.isfinite(raw)).flatten(0, 1).any(0).sum())
@@ -289,17 +240,6 @@ def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message
     problem.noise = choice.method.cls(choice.parameters)
     if problem.recipe.truth is not None:
         problem.truth = _truth(problem.recipe.truth, problem, physics, image, arrays)
-
-
-def _require_memory(physics: Physics, image: Image) -> None:
-    """Refuse an image that cannot be held at all, before anything of its size is made."""
-    space = physics.in_shape(image.space)
-    each = BYTES_HELD if any(physics.divisible()) else BYTES_PER_SAMPLE
-    needed = math.prod(space) * image.channels * image.array.shape[0] * each
-    require(
-        needed, f"the image of {space} px that {image.name} asks for",
-        "crop the data, or choose a coarser grid in the physics",
-    )
 
 
 def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
@@ -382,7 +322,8 @@ def _estimate_noise(
             "the observation is too small to estimate its noise; sigma 0.01 is assumed "
             "(set noise.sigma)", "warning",
         )
-    span = image.value_range[1] - image.value_range[0]
+    gain, _ = scale_of(problem.recipe.physics.parameters) or (1.0, 0.0)
+    span = gain * (image.value_range[1] - image.value_range[0])
     yield Message(
         f"estimated noise sigma {sigma:.4f} +- {spread:.4f} (of 0-1), {sigma * span:.4g} in data "
         "units"
@@ -403,7 +344,8 @@ def _truth(
         )
     problem.digests["truth"] = truth.digest()
     same_type = np.dtype(truth.array.dtype).kind == np.dtype(image.array.dtype).kind
-    one_scale = same_type or not physics.same_units
+    alone = scale_of(problem.recipe.physics.parameters) is not None and not problem.references
+    one_scale = same_type or not physics.same_units or alone
     scaled = replace(truth, value_range=image.value_range) if one_scale else truth
     return torch.from_numpy(scaled.normalised())
 

@@ -14,6 +14,8 @@ from napari_invprior.image import Image
 from napari_invprior.io.arrays import Range
 from napari_invprior.physics.base import Physics
 
+UNKNOWN: Range = (0.0, 0.0)
+"""Range of an image of which nothing but data in another unit is known yet."""
 AIR = 0.25
 """A first image may fall so far below 0, as a share of its largest value, by noise alone."""
 
@@ -46,6 +48,26 @@ def common_scale(images: Sequence[Image]) -> tuple[dict[int, tuple[float, float]
             f"{max(spans) / min(spans):.3g}; the prior expects one scale (match them first)"
         )
     return {id(image): (low, high) for image in images}, warning
+
+
+def ranges_of(
+    images: Sequence[Image], alike: Sequence[bool], same_units: bool
+) -> tuple[list[Range], str]:
+    """What 0 and 1 mean for each image, and a warning.
+
+    Images that are ``alike`` share one scale of intensities; the others take that of the first
+    reference or, without one, their own (none yet where they are in another unit).
+    """
+    shared = [image for image, own in zip(images, alike, strict=True) if own]
+    scale, warning = common_scale(shared)
+    known = [scale.get(id(i), i.value_range) for i in shared]
+    if not same_units:
+        known = [from_zero(r) for r in known]
+    left = iter(known)
+    return [
+        next(left) if own else known[0] if known else image.value_range if same_units else UNKNOWN
+        for image, own in zip(images, alike, strict=True)
+    ], warning
 
 
 def from_zero(value_range: Range) -> Range:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from napari_invprior.errors import OutOfMemory
 from napari_invprior.jobs import Job, Message, Preview, Result, forward, is_out_of_memory
-from napari_invprior.memory import free_bytes
+from napari_invprior.memory import free_bytes, require
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.physics.piece import take_piece
@@ -22,12 +22,33 @@ from napari_invprior.reconstruct.base import Solver
 BYTES_PER_SAMPLE = 240
 """Peak working memory of the solvers per image sample and channel (measured, rounded up)."""
 
+BYTES_HELD = 16
+"""Memory that a run holds per image sample in any case: first image, result, preview, layer."""
+
 HALVINGS = 4
 
 
 def estimated_bytes(y: Tensor, physics: Physics) -> int:
     """Peak working memory to reconstruct from ``y`` in one piece."""
     return BYTES_PER_SAMPLE * y.shape[0] * y.shape[1] * math.prod(physics.in_shape(y.shape[2:]))
+
+
+def require_room(physics: Physics, shape: Sequence[int], name: str) -> None:
+    """Refuse data (frames, C, *space) whose image cannot be held, before it is made.
+
+    Raises
+    ------
+    OutOfMemory
+        With the size, and what to change.
+    """
+    frames, channels, *space = shape
+    image = physics.in_shape(space)
+    each = BYTES_HELD if any(physics.divisible()) else BYTES_PER_SAMPLE
+    require(
+        each * frames * channels * math.prod(image),
+        f"the image of {image} px that {name} asks for",
+        "crop the data, or choose a coarser grid in the physics",
+    )
 
 
 def solve_within_memory(

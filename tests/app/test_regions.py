@@ -13,7 +13,7 @@ from napari_invprior.priors.base import Reference
 from napari_invprior.priors.gmm import GaussianMixture
 from napari_invprior.priors.patchwise import reference_patches
 from napari_invprior.recipes.model import ReferenceSource
-from napari_invprior.recipes.prepare import region_mask
+from napari_invprior.recipes.regions import region_mask
 
 
 def image(shape=(60, 80), **options):
