@@ -51,8 +51,15 @@ def first_image(y: Tensor, factor: tuple[int, ...]) -> Tensor:
     return spline_resample(y, fine, factor, tuple((f - 1) / 2 for f in factor), "nearest")
 
 
-def cut_tiles(y: Tensor, physics: Physics, edge: int) -> Tiles:
+def cut_tiles(
+    y: Tensor, physics: Physics, edge: int, multiple: tuple[int, ...] | None = None
+) -> Tiles:
     """Half-overlapping tiles of ``edge`` data samples (fewer where the data are smaller).
+
+    Parameters
+    ----------
+    multiple : tuple of int, optional
+        The edges are whole multiples of these, one per axis.
 
     Raises
     ------
@@ -75,7 +82,9 @@ def cut_tiles(y: Tensor, physics: Physics, edge: int) -> Tiles:
         )
     space = tuple(y.shape[2:])
     factor = block_factor(physics)
-    size = tuple(min(edge, n) for n in space)
+    size = tuple(
+        min(edge, n) // m * m for n, m in zip(space, multiple or (1,) * len(space), strict=True)
+    )
     if min(size) < SMALLEST_TILE:
         raise InvalidInput(f"data of {space} px are too small; {SMALLEST_TILE} px per axis needed")
     part, data_window, image_window = _inner_operator(physics, size, factor)

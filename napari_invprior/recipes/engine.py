@@ -21,7 +21,7 @@ from napari_invprior.io.bundles import load_prior
 from napari_invprior.io.provenance import versions
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
-from napari_invprior.physics.unobserved import Masked
+from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
@@ -54,6 +54,11 @@ class OutputLayer:
         Whether the last axis holds colours.
     role : str
         ``"result"``, ``"map"`` for what a prior says about a result, or ``"truth"``.
+    unit : str
+        Of the values: ``"image"`` as in the observation, ``"difference"`` of such values, or
+        ``"own"`` of the prior.
+    frames : int
+        Leading axes that count frames, or samples of a stack.
     """
 
     name: str
@@ -63,6 +68,8 @@ class OutputLayer:
     metadata: dict[str, Any] = field(default_factory=dict)
     rgb: bool = False
     role: str = "result"
+    unit: str = "image"
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,9 @@ def _run(
     )
     layers = (_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
-        found: list[Map] = yield from forward(prior.maps(image.to(device)))
+        found: list[Map] = yield from forward(
+            prior.maps(image.to(device), _measurement(problem), seed=recipe.seed)
+        )
         layers += tuple(_map_layer(entry, problem) for entry in found)
     yield Result(_outcome(problem, layers, metrics, prior, start))
 
@@ -229,7 +238,7 @@ def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
     """
     if not problem.references or problem.physics is None or problem.noise is None:
         raise InvalidInput("to propose a prior, give an observation and a reference to try it on")
-    physics = problem.physics.physics if isinstance(problem.physics, Masked) else problem.physics
+    physics = complete_operator(problem.physics)
     if physics.mask is not None:
         raise InvalidInput("a mask belongs to one image; priors cannot be tried on the reference")
     whole = Reference(problem.references[0].image)
@@ -352,22 +361,47 @@ def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:
         geometry=problem.physics.grid(source.geometry),
         metadata=provenance(problem),
         rgb=source.rgb,
+        frames=_leading(source, channels=True),
     )
 
 
 def _map_layer(entry: Map, problem: Problem) -> OutputLayer:
-    """A map on the image's grid, without channel axis, in the prior's own unit."""
+    """A map on the image's grid: the axes of a stack, then those of the observation.
+
+    Grey values come in the user's numbers and have the observation's channels; nothing else has
+    channels.
+    """
     source = problem.observation
     assert source is not None and problem.physics is not None
-    values = entry.values[:, 0].numpy(force=True)
+    values = entry.values.numpy(force=True)
+    grey = entry.unit == "image"
+    low, high = problem.scale
+    if grey:
+        values = denormalised(values, problem.scale)
+    elif entry.unit == "difference":
+        values = values * np.float32(high - low)
+    stack = values.shape[: -2 - source.ndim]
+    layout = source if grey else replace(source, channel_axis=None, rgb=False)
+    images = values.reshape(-1, *values.shape[len(stack) :])
+    laid = np.stack([restored_axes(image, layout) for image in images])
     return OutputLayer(
         name=entry.name,
-        array=values.reshape(*source.frame_axes, *values.shape[1:]),
+        array=laid.reshape(*stack, *laid.shape[1:]),
         geometry=problem.physics.grid(source.geometry),
         kind=entry.kind,
         metadata=provenance(problem),
+        rgb=layout.rgb,
         role="map",
+        unit=entry.unit,
+        frames=len(stack) + _leading(source, channels=grey),
     )
+
+
+def _leading(source: Image, *, channels: bool) -> int:
+    """Frame axes that come before all others in an array laid out as the observation."""
+    count = len(source.frame_axes)
+    behind = source.channel_axis is None or source.channel_axis >= count
+    return count if behind or not channels else 0
 
 
 def restored_axes(values: np.ndarray, source: Image) -> np.ndarray:
