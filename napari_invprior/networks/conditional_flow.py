@@ -8,9 +8,10 @@ first image, so that an untrained flow already draws plausible images.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,9 @@ class FlowSize:
         first image as they are, as in the paper.
     depth : int
         Convolutions of that network.
+    centre : tuple of int, optional
+        Width and depth of a `ResidualUpscaler` that moves the first image; None, as in the paper,
+        leaves that to the conditional affine alone.
     """
 
     steps: tuple[int, ...]
@@ -63,9 +67,10 @@ class FlowSize:
     mixing: int
     features: int = 0
     depth: int = 3
+    centre: tuple[int, int] | None = None
 
 
-SMALL = FlowSize(steps=(4, 2), hidden=(32, 16), mixing=1, features=32)
+SMALL = FlowSize(steps=(4, 2), hidden=(32, 16), mixing=1, features=32, centre=(48, 6))
 PAPER = FlowSize(steps=(16,), hidden=(128,), mixing=2)
 
 
@@ -123,9 +128,10 @@ class ConditionalFlow(nn.Module):
     From latent to data: squeezes down to the data grid, each followed by 3 x 3 couplings; then per
     level conditional steps (3 x 3 coupling, permutation, injector, 1 x 1 coupling, ActNorm), a
     transition (1 x 1 coupling, ActNorm) and an un-squeeze; last, at full size, a conditional affine
-    ``x = first + spread (t + exp(s) v)``. All last layers start at zero: an untrained flow gives
-    the first image plus white noise of standard deviation ``spread``. Squeezes follow the prime
-    factors of ``factor``, per axis; for factor 1 there is one squeeze by 2.
+    ``x = centre(y) + spread (t + exp(s) v)``, where the centre is the first image or a network
+    that adds to it. All last layers start at zero: an untrained flow gives the first image plus
+    white noise of standard deviation ``spread``. Squeezes follow the prime factors of ``factor``,
+    per axis; for factor 1 there is one squeeze by 2.
 
     Parameters
     ----------
@@ -140,6 +146,8 @@ class ConditionalFlow(nn.Module):
     ----------
     data_multiple : tuple of int
         The data must have a whole multiple of these samples per axis.
+    centre : nn.Module or None
+        The network that moves the first image, where there is one.
 
     References
     ----------
@@ -170,6 +178,10 @@ class ConditionalFlow(nn.Module):
         self.layers = nn.ModuleList()
         self._levels: list[int | None] = []
         self.features: Features | None = None
+        self.centre: nn.Module | None = None
+        if size.centre is not None:
+            width, depth = size.centre
+            self.centre = ResidualUpscaler(self.factor, width=width, depth=depth)
         first, data = math.prod(self.coarsest), math.prod(self.data_multiple)
         if size.features:
             self.features = Features(first + data, self.stages, size)
@@ -213,7 +225,6 @@ class ConditionalFlow(nn.Module):
         level = len(self.stages)
         hidden = size.hidden[min(level, len(size.hidden) - 1)]
         add(Injector(ndim, 1, conditions[level], hidden, 3, STEP_CLAMP), level)
-        self.centre = ResidualUpscaler(self.factor)
 
     # --- the map ----------------------------------------------------------------------------
 
@@ -225,7 +236,7 @@ class ConditionalFlow(nn.Module):
             x, change = layer(x, None if level is None else conditions[level])
             log_det = log_det + change
             yield x, log_det
-        yield self.centre(*condition) + self.spread * x, log_det + self._last_log_det(x)
+        yield self._middle(condition) + self.spread * x, log_det + self._last_log_det(x)
 
     def forward(self, z: Tensor, condition: Condition) -> Mapped:
         """Latent to data: ``x`` (B, 1, *fine) and ``log|det dx/dz|`` (B,).
@@ -235,15 +246,14 @@ class ConditionalFlow(nn.Module):
         InvalidInput
             If latent, data and first image do not fit, or the size is no multiple of the squeezes.
         """
-        *_, found = self.stepwise(z, condition)  # holds no more than a graph does
-        return found
+        return deque(self.stepwise(z, condition), maxlen=1)[0]
 
     def inverse(self, x: Tensor, condition: Condition) -> Mapped:
         """Data to latent: ``z`` (B, 1, *fine) and ``log|det dz/dx|`` (B,)."""
         conditions = self._conditions(condition)
-        x = (x - self.centre(*condition)) / self.spread
+        x = (x - self._middle(condition)) / self.spread
         log_det = -self._last_log_det(x)
-        pairs = list(zip(self.layers, self._levels, strict=True))
+        pairs: list[Any] = list(zip(self.layers, self._levels, strict=True))
         for layer, level in reversed(pairs):
             x, change = layer.inverse(x, None if level is None else conditions[level])
             log_det = log_det + change
@@ -264,6 +274,9 @@ class ConditionalFlow(nn.Module):
     def sample(self, condition: Condition, generator: torch.Generator) -> Tensor:
         """One image per item of the condition: (B, 1, *fine)."""
         return self.forward(self.latent(condition, generator), condition)[0]
+
+    def _middle(self, condition: Condition) -> Tensor:
+        return condition.first if self.centre is None else self.centre(*condition)
 
     def _last_log_det(self, x: Tensor) -> Tensor:
         return x.new_full((x.shape[0],), math.log(self.spread) * x[0].numel())

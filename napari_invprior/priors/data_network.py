@@ -6,9 +6,9 @@ distributed like those of the reference; no good image of the same place is need
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Job, Message, Result, ShouldStop, forward, never, run
+from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, forward, never, run
 from napari_invprior.parameters import parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.data_tiles import SMALLEST_TILE, Tiles, cut_tiles
-from napari_invprior.priors.energy_training import Draw, PatchEnergy, train
+from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.priors.state import check_entry
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
 
@@ -64,17 +64,13 @@ class DataNetworkParameters(WassersteinParameters):
 class DataNetworkPrior(WassersteinPatchPrior):
     """A Wasserstein patch prior with a network that serves it, for any data of one operator.
 
-    Subclasses make the network (`_network`) and its images of a batch (`_images`).
+    Subclasses make the network (`_network`) and its images of a batch (`_batch`).
     """
 
     Parameters: ClassVar[type[DataNetworkParameters]]
     parameters: DataNetworkParameters
     needs_measurement = True
     balanced = False
-    images_per_tile: ClassVar[int] = 1
-    """Images that a training step makes of each tile that it draws."""
-    largest_gradient: ClassVar[float] = math.inf
-    """Longer gradients of a training step are shortened to this norm."""
 
     def __init__(
         self, parameters: DataNetworkParameters, *, ndim: int, channels: int = 1,
@@ -89,10 +85,10 @@ class DataNetworkPrior(WassersteinPatchPrior):
         """A new network for this many image samples per data sample and axis."""
 
     @abstractmethod
-    def _images(
-        self, net: nn.Module, y: Tensor, first: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """Images of data (B, 1, *coarse) and first images, and ``log|det|`` (B,) of a flow."""
+    def _batch(
+        self, net: nn.Module, tiles: Tiles, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images of some tiles, the ``log|det|`` (B,) of a flow, and the tiles' data."""
 
     @abstractmethod
     def estimate(self, y: Tensor, *, seed: int = 0, should_stop: ShouldStop = never) -> Job:
@@ -150,11 +146,8 @@ class DataNetworkPrior(WassersteinPatchPrior):
         if self._net is not None and factor == self._factor:
             net.load_state_dict(self._net.state_dict())
         energy = self._energy(tiles, measurement.noise.variance_level(y))
-        yield from train(
-            net, self._draw(net, tiles), energy, steps=self.parameters.steps,
-            learning_rate=self.parameters.learning_rate, largest_gradient=self.largest_gradient,
-            generator=torch.Generator().manual_seed(seed), should_stop=should_stop,
-        )
+        generator = torch.Generator().manual_seed(seed)
+        yield from self._train(net, tiles, energy, generator, should_stop)
         if not 0.5 <= energy.residual <= 2:
             yield Message(
                 f"the network's images explain the data to {energy.residual:.2g} times the "
@@ -163,6 +156,16 @@ class DataNetworkPrior(WassersteinPatchPrior):
             )
         self._net, self._factor = net.requires_grad_(False), factor
         yield Result(self)
+
+    def _train(
+        self, net: nn.Module, tiles: Tiles, energy: PatchEnergy, generator: torch.Generator,
+        should_stop: ShouldStop,
+    ) -> Iterator[Event]:
+        yield from train(
+            net, partial(self._batch, net, tiles), energy, steps=self.parameters.steps,
+            learning_rate=self.parameters.learning_rate, generator=generator,
+            should_stop=should_stop,
+        )
 
     def _fresh(self, factor: tuple[int, ...], seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -176,16 +179,6 @@ class DataNetworkPrior(WassersteinPatchPrior):
             self, tiles, variance, patches=chosen.patches_per_step, automatic=automatic,
             weight=FIRST_WEIGHT if chosen.weight == "auto" else float(chosen.weight),
         )
-
-    def _draw(self, net: nn.Module, tiles: Tiles) -> Draw:
-        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
-            count = -(-self.parameters.tiles // self.images_per_tile)
-            drawn = torch.randint(len(tiles.data), (count,), generator=generator)
-            drawn = drawn.repeat(self.images_per_tile).to(tiles.data.device)
-            y = tiles.data[drawn]
-            return *self._images(net, y, tiles.first[drawn], generator), y
-
-        return draw
 
     # --- keeping ----------------------------------------------------------------------------
 

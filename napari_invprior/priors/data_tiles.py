@@ -39,6 +39,14 @@ class Tiles:
     data_window: tuple[Any, ...]
     image_window: tuple[Any, ...]
 
+    def draw(
+        self, count: int, generator: torch.Generator, copies: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Data and first images of ``count`` random tiles, all of them ``copies`` times over."""
+        drawn = torch.randint(len(self.data), (count,), generator=generator).repeat(copies)
+        drawn = drawn.to(self.data.device)
+        return self.data[drawn], self.first[drawn]
+
 
 def as_single(x: Tensor) -> Tensor:
     """Channels as images of their own, (B C, 1, *space)."""

@@ -39,6 +39,8 @@ def train(
     learning_rate: float,
     generator: torch.Generator,
     largest_gradient: float = math.inf,
+    stage: Stage | None = None,
+    begun: int = 0,
     should_stop: ShouldStop = never,
 ) -> Iterator[Event]:
     """Adam on the mean energy, less the entropy where ``draw`` knows it; a job without a result.
@@ -49,16 +51,18 @@ def train(
         First step of Adam; it falls to zero along a half cosine.
     largest_gradient : float
         Longer gradients in the weights are shortened to this norm.
+    stage, begun : Stage, int
+        What the progress counts for, where this is a part of it: after so many steps.
 
     Raises
     ------
     JobError
         If the network diverges.
     """
-    stage = Stage("train", steps)
+    stage = stage or Stage("train", steps)
     optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate)
     figures: dict[str, float] = {}
-    shown = 0.0
+    shown = stage.seconds
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -80,13 +84,13 @@ def train(
             nn.utils.clip_grad_norm_(net.parameters(), largest_gradient)
         optimiser.step()
         if stage.due():
-            yield stage.progress(step + 1, **figures)
+            yield stage.progress(begun + step + 1, **figures)
             if stage.seconds > shown + 1:
                 shown = stage.seconds
                 yield Preview("patches", images[:8].numpy(force=True), "train")
         if should_stop():
             break
-    yield stage.progress(step + 1, **figures)
+    yield stage.progress(begun + step + 1, **figures)
 
 
 class PatchEnergy:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -17,14 +18,22 @@ from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
 from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
-from napari_invprior.priors.data_tiles import as_single, first_image
+from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
+from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.registry import register
+
+LARGEST_GRADIENT = 100.0
+"""Longer gradients of a training step are shortened to this norm."""
 
 
 class WPPFlowParameters(DataNetworkParameters):
     """Patches, flow, training, and what is drawn afterwards."""
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(1000, "Training steps.")
+    centre_steps: Annotated[int, Field(ge=0, le=10_000_000)] = parameter(
+        600, "Training steps of the middle of the samples, before the flow as a whole.",
+        advanced=True,
+    )
     weight: Annotated[float, Field(gt=0, le=1e6)] = parameter(
         6.0,
         "How much the patches count against the data: larger gives sharper samples that differ "
@@ -87,7 +96,8 @@ class WPPFlow(DataNetworkPrior):
     >>> physics = SuperResolution(SuperResolutionParameters(factor=2), ndim=2)
     >>> noise = GaussianNoise(GaussianParameters(sigma=0.02))
     >>> image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    >>> prior = WPPFlow(WPPFlowParameters(reference_patches=100, steps=1, tile=8), ndim=2)
+    >>> quick = WPPFlowParameters(reference_patches=100, steps=1, centre_steps=1, tile=8)
+    >>> prior = WPPFlow(quick, ndim=2)
     >>> prior = run(prior.fit(
     ...     [Reference(image[0])], measurement=Measurement(physics.A(image), physics, noise)))
     >>> run(prior.draw(physics.A(image), 3)).shape
@@ -96,21 +106,47 @@ class WPPFlow(DataNetworkPrior):
 
     Parameters = WPPFlowParameters
     parameters: WPPFlowParameters
-    images_per_tile = 2
-    largest_gradient = 100.0
 
     def _network(self, factor: tuple[int, ...]) -> ConditionalFlow:
         return ConditionalFlow(factor, size=SMALL if self.parameters.network == "small" else PAPER)
 
-    def _images(
-        self, net: nn.Module, y: Tensor, first: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _batch(
+        self, net: nn.Module, tiles: Tiles, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(net, ConditionalFlow)
-        half = Condition(*(part[: len(y) // 2] for part in (y, first)))
-        z = net.latent(half, generator)
-        # each tile with opposite noise: what is odd in z does not disturb the mean's gradient
-        images, log_det = net(torch.cat((z, -z)), Condition(y, first))
-        return images, log_det
+        half = -(-self.parameters.tiles // 2)
+        y, first = tiles.draw(half, generator, copies=2)
+        # each tile with opposite noise: what is odd in it does not disturb the gradient of the mean
+        z = net.latent(Condition(y[:half], first[:half]), generator)
+        return *net(torch.cat((z, -z)), Condition(y, first)), y
+
+    def _train(
+        self, net: nn.Module, tiles: Tiles, energy: PatchEnergy, generator: torch.Generator,
+        should_stop: ShouldStop,
+    ) -> Iterator[Event]:
+        """The centre alone, as a WPPNet, which takes a fraction of the time; then the flow."""
+        assert isinstance(net, ConditionalFlow)
+        chosen = self.parameters
+        centre, first_steps = net.centre, chosen.centre_steps
+        if centre is None or self._net is not None:
+            first_steps = 0
+        stage = Stage("train", first_steps + chosen.steps)
+        if centre is not None and first_steps:
+
+            def images(generator: torch.Generator) -> tuple[Tensor, None, Tensor]:
+                y, first = tiles.draw(chosen.tiles, generator)
+                return centre(y, first), None, y
+
+            yield from train(
+                centre, images, energy, steps=first_steps, learning_rate=chosen.learning_rate,
+                generator=generator, stage=stage, should_stop=should_stop,
+            )
+        if not should_stop():
+            yield from train(
+                net, partial(self._batch, net, tiles), energy, steps=chosen.steps,
+                learning_rate=chosen.learning_rate, largest_gradient=LARGEST_GRADIENT,
+                generator=generator, stage=stage, begun=first_steps, should_stop=should_stop,
+            )
 
     # --- use --------------------------------------------------------------------------------
 
@@ -181,8 +217,7 @@ class WPPFlow(DataNetworkPrior):
         net = self.net
         assert isinstance(net, ConditionalFlow)
         single = as_single(y).to(self.device)
-        fine = (n * f for n, f in zip(single.shape[2:], self._factor, strict=True))
-        window = (..., *(slice(0, n) for n in fine))
+        fine = [n * f for n, f in zip(single.shape[2:], self._factor, strict=True)]
         single = _padded(single, net.data_multiple)
         condition = Condition(single, first_image(single, self._factor))
         generator = torch.Generator().manual_seed(seed)
@@ -191,20 +226,19 @@ class WPPFlow(DataNetworkPrior):
         for number in range(count):
             # the second of a pair has the opposite noise: their mean is that of many more samples
             z = -z if number % 2 else net.latent(condition, generator)
-            for found in net.stepwise(z, condition):
+            for x, _log_det in net.stepwise(z, condition):  # noqa: B007
                 if stage.due():
                     yield stage.progress(frame * count + number)
-            x = found[0]
             change = x - mean
             mean = mean + change / (number + 1)
             squares = squares + change * (x - mean)
             if number < kept:
-                samples.append(x[window])
+                samples.append(_cut(x, fine))
             if should_stop():
                 break
         yield stage.progress(frame * count + number + 1)
         std = (squares / max(1, number)).sqrt()
-        yield Result(Posterior(mean[window], std[window], samples))
+        yield Result(Posterior(_cut(mean, fine), _cut(std, fine), samples))
 
 
 def _padded(y: Tensor, multiple: tuple[int, ...]) -> Tensor:
@@ -213,3 +247,10 @@ def _padded(y: Tensor, multiple: tuple[int, ...]) -> Tensor:
     if not any(behind):
         return y
     return F.pad(y, [n for b in reversed(behind) for n in (0, b)], mode="replicate")
+
+
+def _cut(x: Tensor, space: Sequence[int]) -> Tensor:
+    """The first samples of each space axis; undoes `_padded`."""
+    for axis, n in enumerate(space, 2):
+        x = x.narrow(axis, 0, n)
+    return x

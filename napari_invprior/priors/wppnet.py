@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from napari_invprior.jobs import Job, Result, ShouldStop, Stage, never
 from napari_invprior.networks.upscaling import AsymmetricUpscaler, ResidualUpscaler
 from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
-from napari_invprior.priors.data_tiles import as_single, first_image
+from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.registry import register
 
 
@@ -40,10 +40,11 @@ class WPPNet(DataNetworkPrior):
         kind = ResidualUpscaler if self.parameters.network == "small" else AsymmetricUpscaler
         return kind(factor)
 
-    def _images(
-        self, net: nn.Module, y: Tensor, first: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, None]:
-        return net(y, first), None
+    def _batch(
+        self, net: nn.Module, tiles: Tiles, generator: torch.Generator
+    ) -> tuple[Tensor, None, Tensor]:
+        y, first = tiles.draw(self.parameters.tiles, generator)
+        return net(y, first), None, y
 
     @torch.no_grad()
     def estimate(self, y: Tensor, *, seed: int = 0, should_stop: ShouldStop = never) -> Job:

@@ -1,4 +1,4 @@
-"""The conditional flow of images: inverse, determinant, and what it starts as (sheet 18, check 2)."""
+"""The conditional flow of images: inverse, determinant and beginning (sheet 18, check 2)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_the_flow_finds_a_gaussian_posterior() -> None:
         return *flow(flow.latent(condition, generator), condition), y
 
     generator = torch.Generator().manual_seed(1)
-    for _ in train(flow, draw, energy, steps=1500, learning_rate=5e-3, generator=generator):
+    for _ in train(flow, draw, energy, steps=1000, learning_rate=5e-3, generator=generator):
         pass
     with torch.no_grad():
         x = torch.cat([flow.sample(condition, generator) for _ in range(600)])
@@ -53,7 +53,6 @@ def test_the_flow_finds_a_gaussian_posterior() -> None:
     ratio = blocks.std(0) / std
     found = torch.stack([torch.cov(blocks[..., k].T) for k in range(4)])
     correlation = (found - covariance).abs() / covariance.diagonal().max()
-    print(error.max(), ratio.min(), ratio.max(), correlation.max())
     assert float(error.max()) < 0.05
     assert float((ratio - 1).abs().max()) < 0.1
     assert float(correlation.max()) < 0.1
