@@ -23,6 +23,7 @@ from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.data_tiles import SMALLEST_TILE, Tiles, cut_tiles
 from napari_invprior.priors.energy_training import PatchEnergy, train
+from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.state import check_entry
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
 
@@ -145,7 +146,8 @@ class DataNetworkPrior(WassersteinPatchPrior):
         yield from forward(super().fit(references, seed=seed, should_stop=should_stop))
         if self._net is not None and factor == self._factor:
             net.load_state_dict(self._net.state_dict())
-        energy = self._energy(tiles, measurement.noise.variance_level(y))
+        variance = measurement.noise.variance_level(y)
+        energy = self._energy(tiles, variance, self.parameters.weight)
         generator = torch.Generator().manual_seed(seed)
         yield from self._train(net, tiles, energy, generator, should_stop)
         if not 0.5 <= energy.residual <= 2:
@@ -155,6 +157,9 @@ class DataNetworkPrior(WassersteinPatchPrior):
                 "warning",
             )
         self._net, self._factor = net.requires_grad_(False), factor
+        planes = self.as_planes(self._batch(net, tiles, generator)[0])
+        count = -(-PREVIEW_PATCHES // len(planes))
+        yield self.preview(self.drawn_patches(planes, count, generator).extract(planes))
         yield Result(self)
 
     def _train(
@@ -172,12 +177,13 @@ class DataNetworkPrior(WassersteinPatchPrior):
             torch.manual_seed(seed)
             return self._network(factor).to(self.device)
 
-    def _energy(self, tiles: Tiles, variance: float) -> PatchEnergy:
-        chosen = self.parameters
-        automatic = chosen.weight == "auto"
+    def _energy(
+        self, tiles: Tiles, variance: float, weight: float | Literal["auto"]
+    ) -> PatchEnergy:
+        automatic = weight == "auto"
         return PatchEnergy(
-            self, tiles, variance, patches=chosen.patches_per_step, automatic=automatic,
-            weight=FIRST_WEIGHT if chosen.weight == "auto" else float(chosen.weight),
+            self, tiles, variance, patches=self.parameters.patches_per_step, automatic=automatic,
+            weight=FIRST_WEIGHT if weight == "auto" else weight,
         )
 
     # --- keeping ----------------------------------------------------------------------------

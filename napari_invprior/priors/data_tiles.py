@@ -40,11 +40,16 @@ class Tiles:
     image_window: tuple[Any, ...]
 
     def draw(
-        self, count: int, generator: torch.Generator, copies: int = 1
+        self, count: int, generator: torch.Generator, channels: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Data and first images of ``count`` random tiles, all of them ``copies`` times over."""
-        drawn = torch.randint(len(self.data), (count,), generator=generator).repeat(copies)
-        drawn = drawn.to(self.data.device)
+        """Data and first images of ``count`` random tiles, or a few more.
+
+        The ``channels`` of one place are drawn together and follow each other.
+        """
+        places = torch.randint(
+            len(self.data) // channels, (-(-count // channels), 1), generator=generator
+        )
+        drawn = (places * channels + torch.arange(channels)).flatten().to(self.data.device)
         return self.data[drawn], self.first[drawn]
 
 

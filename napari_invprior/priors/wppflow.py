@@ -17,7 +17,11 @@ from napari_invprior.parameters import parameter
 from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
-from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
+from napari_invprior.priors.data_network import (
+    FIRST_WEIGHT,
+    DataNetworkParameters,
+    DataNetworkPrior,
+)
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.registry import register
@@ -29,13 +33,15 @@ LARGEST_GRADIENT = 100.0
 class WPPFlowParameters(DataNetworkParameters):
     """Patches, flow, training, and what is drawn afterwards."""
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(1000, "Training steps.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(
+        600, "Training steps of the flow."
+    )
     centre_steps: Annotated[int, Field(ge=0, le=10_000_000)] = parameter(
-        600, "Training steps of the middle of the samples, before the flow as a whole.",
+        800, "Training steps of the middle of the samples, before the flow as a whole.",
         advanced=True,
     )
     weight: Annotated[float, Field(gt=0, le=1e6)] = parameter(
-        6.0,
+        8.0,
         "How much the patches count against the data: larger gives sharper samples that differ "
         "less.",
     )
@@ -115,16 +121,21 @@ class WPPFlow(DataNetworkPrior):
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(net, ConditionalFlow)
         half = -(-self.parameters.tiles // 2)
-        y, first = tiles.draw(half, generator, copies=2)
+        condition = Condition(*tiles.draw(half, generator, self.joint_channels))
         # each tile with opposite noise: what is odd in it does not disturb the gradient of the mean
-        z = net.latent(Condition(y[:half], first[:half]), generator)
-        return *net(torch.cat((z, -z)), Condition(y, first)), y
+        z = net.latent(condition, generator)
+        both = Condition(*(torch.cat((part, part)) for part in condition))
+        return *net(torch.cat((z, -z)), both), both.y
 
     def _train(
         self, net: nn.Module, tiles: Tiles, energy: PatchEnergy, generator: torch.Generator,
         should_stop: ShouldStop,
     ) -> Iterator[Event]:
-        """The centre alone, as a WPPNet, which takes a fraction of the time; then the flow."""
+        """The centre alone, as a WPPNet, which takes a fraction of the time; then the flow.
+
+        The centre learns with a small weight: a large one holds an untrained network at the
+        reference patches that its blurred images happen to be close to.
+        """
         assert isinstance(net, ConditionalFlow)
         chosen = self.parameters
         centre, first_steps = net.centre, chosen.centre_steps
@@ -134,11 +145,12 @@ class WPPFlow(DataNetworkPrior):
         if centre is not None and first_steps:
 
             def images(generator: torch.Generator) -> tuple[Tensor, None, Tensor]:
-                y, first = tiles.draw(chosen.tiles, generator)
+                y, first = tiles.draw(chosen.tiles, generator, self.joint_channels)
                 return centre(y, first), None, y
 
+            light = self._energy(tiles, energy.variance, min(energy.weight, FIRST_WEIGHT))
             yield from train(
-                centre, images, energy, steps=first_steps, learning_rate=chosen.learning_rate,
+                centre, images, light, steps=first_steps, learning_rate=chosen.learning_rate,
                 generator=generator, stage=stage, should_stop=should_stop,
             )
         if not should_stop():

@@ -43,7 +43,7 @@ class WPPNet(DataNetworkPrior):
     def _batch(
         self, net: nn.Module, tiles: Tiles, generator: torch.Generator
     ) -> tuple[Tensor, None, Tensor]:
-        y, first = tiles.draw(self.parameters.tiles, generator)
+        y, first = tiles.draw(self.parameters.tiles, generator, self.joint_channels)
         return net(y, first), None, y
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Reference
+from napari_invprior.priors.data_tiles import cut_tiles
 from napari_invprior.priors.wppflow import WPPFlow, WPPFlowParameters
 from napari_invprior.recipes.outputs import write_outcome
 from napari_invprior.samples import load_sample
@@ -152,3 +153,14 @@ def test_layers_of_a_run(
     stored = read_image(tmp_path / "result.ome.zarr" / "samples").array
     assert stored.shape == (frames, 3 if channel is not None else 1, 24, 28)
     assert read_image(tmp_path / "result.ome.zarr" / "std").array.shape[-2:] == (24, 28)
+
+
+def test_channels_of_a_place_are_drawn_together() -> None:
+    physics = SuperResolution(SuperResolutionParameters(factor=2), ndim=2)
+    plane = torch.rand(1, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+    tiles = cut_tiles(torch.cat((plane, plane + 1, plane + 2), 1), physics, 8)
+    data, first = tiles.draw(4, torch.Generator().manual_seed(1), channels=3)
+    assert data.shape == (6, 1, 8, 8)
+    assert first.shape == (6, 1, 16, 16)
+    assert torch.allclose(data[0::3] + 1, data[1::3])
+    assert torch.allclose(data[1::3] + 1, data[2::3])
