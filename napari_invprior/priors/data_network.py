@@ -54,7 +54,7 @@ class DataNetworkParameters(WassersteinParameters):
         4000, "Patches of the tiles' images that are compared in one step.", advanced=True
     )
     learning_rate: Annotated[float, Field(gt=0, le=0.1)] = parameter(
-        1e-3, "First step of Adam; it falls to zero.", advanced=True
+        1e-3, "Largest step of Adam; it falls to zero.", advanced=True
     )
     weight: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = parameter(
         "auto",
@@ -147,7 +147,11 @@ class DataNetworkPrior(WassersteinPatchPrior):
         if self._net is not None and factor == self._factor:
             net.load_state_dict(self._net.state_dict())
         variance = measurement.noise.variance_level(y)
-        energy = self._energy(tiles, variance, self.parameters.weight)
+        weight = self.parameters.weight
+        energy = PatchEnergy(
+            self, tiles, variance, patches=self.parameters.patches_per_step,
+            weight=FIRST_WEIGHT if weight == "auto" else weight, automatic=weight == "auto",
+        )
         generator = torch.Generator().manual_seed(seed)
         yield from self._train(net, tiles, energy, generator, should_stop)
         if not 0.5 <= energy.residual <= 2:
@@ -176,15 +180,6 @@ class DataNetworkPrior(WassersteinPatchPrior):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self._network(factor).to(self.device)
-
-    def _energy(
-        self, tiles: Tiles, variance: float, weight: float | Literal["auto"]
-    ) -> PatchEnergy:
-        automatic = weight == "auto"
-        return PatchEnergy(
-            self, tiles, variance, patches=self.parameters.patches_per_step, automatic=automatic,
-            weight=FIRST_WEIGHT if weight == "auto" else weight,
-        )
 
     # --- keeping ----------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from napari_invprior.priors.data_tiles import Tiles
 WEIGHT_GAIN = 0.05
 """How fast the automatic weight follows the residual."""
 EXPLODED = 1e3
+RISE = 0.1
+"""Share of the steps during which the learning rate rises."""
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor | None, Tensor]]
 """Draws a batch: images (B, C, *space), their ``log|det|`` (B,) or None, and their data."""
@@ -48,7 +50,7 @@ def train(
     Parameters
     ----------
     learning_rate : float
-        First step of Adam; it falls to zero along a half cosine.
+        Largest step of Adam; it rises shortly, then falls to zero along half a cosine.
     largest_gradient : float
         Longer gradients in the weights are shortened to this norm.
     stage, begun : Stage, int
@@ -65,7 +67,7 @@ def train(
     shown = stage.seconds
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = learning_rate * _share(step, steps)
         images, log_det, y = draw(generator)
         gradient, figures = energy(images.detach(), y, generator)
         if log_det is not None:
@@ -91,6 +93,16 @@ def train(
         if should_stop():
             break
     yield stage.progress(begun + step + 1, **figures)
+
+
+def _share(step: int, steps: int) -> float:
+    """Share of the learning rate: a short rise, then half a cosine.
+
+    Adam's first steps move all weights by the same amount; at full rate they would undo what an
+    earlier stage has learnt.
+    """
+    rise = min(1.0, (step + 1) / max(1.0, RISE * steps))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class PatchEnergy:

@@ -148,11 +148,12 @@ class WPPFlow(DataNetworkPrior):
                 y, first = tiles.draw(chosen.tiles, generator, self.joint_channels)
                 return centre(y, first), None, y
 
-            light = self._energy(tiles, energy.variance, min(energy.weight, FIRST_WEIGHT))
+            energy.weight = min(chosen.weight, FIRST_WEIGHT)
             yield from train(
-                centre, images, light, steps=first_steps, learning_rate=chosen.learning_rate,
+                centre, images, energy, steps=first_steps, learning_rate=chosen.learning_rate,
                 generator=generator, stage=stage, should_stop=should_stop,
             )
+        energy.weight = chosen.weight  # the same energy, whose potential has found its place
         if not should_stop():
             yield from train(
                 net, partial(self._batch, net, tiles), energy, steps=chosen.steps,
