@@ -192,19 +192,24 @@ def placed(result: Geometry, source: Snapshot, ndim: int) -> dict[str, Any]:
     The space axes lie where the engine says; frames and channels lie as in the source.
     """
     whole, count = source.geometry, len(result.scale)
-    if ndim != len(whole.scale):  # a volume of one slice became an image
+    if ndim < len(whole.scale):  # a volume of one slice became an image
         whole = subset(whole, list(range(len(whole.scale) - ndim, len(whole.scale))))
-    lead = ndim - count
-    scale = (*whole.scale[:lead], *result.scale)
-    translate = (*whole.translate[:lead], *result.translate)
+    stack = ndim - len(whole.scale)  # axes of samples, in front of those of the source
+    lead = ndim - count - stack
+    scale = (*(1.0,) * stack, *whole.scale[:lead], *result.scale)
+    translate = (*(0.0,) * stack, *whole.translate[:lead], *result.translate)
+    labels = whole.axis_labels
+    if labels is not None and stack:
+        labels = (*(f"sample {k}" if k else "sample" for k in range(stack)), *labels)
+    # napari leaves the leading axes of smaller matrices as they are
     return {
         "scale": scale,
         "translate": translate,
         "rotate": whole.rotate,
         "shear": whole.shear,
         "affine": whole.affine,
-        "units": whole.units,
-        "axis_labels": whole.axis_labels,
+        "units": None if whole.units is None else ("pixel",) * stack + tuple(whole.units),
+        "axis_labels": labels,
     }
 
 
@@ -225,16 +230,21 @@ def placed_alone(result: Geometry, ndim: int) -> dict[str, Any]:
 def result_layer(
     array: np.ndarray, geometry: Geometry, source: Snapshot | None, *, name: str,
     rgb: bool = False, kind: str = "image", metadata: dict[str, Any] | None = None,
+    unit: str = "image",
 ) -> Layer:
-    """A layer that lies exactly on the observation it came from, or where a file was."""
+    """A layer that lies exactly on the observation it came from, or where a file was.
+
+    Contrast and colours are those of the observation where the ``unit`` is (see `OutputLayer`).
+    """
     ndim = array.ndim - int(rgb)
+    display = source.display if source is not None and unit == "image" else {}
     where = placed_alone(geometry, ndim) if source is None else placed(geometry, source, ndim)
     options = where | {"name": name, "metadata": metadata or {}}
     if kind == "labels":
         return Labels(np.asarray(array, np.int32), **options)
     if rgb:
         return ImageLayer(as_colours(array), rgb=True, **options)
-    return ImageLayer(array, rgb=False, **options, **(source.display if source else {}))
+    return ImageLayer(array, rgb=False, **options, **display)
 
 
 def beside(geometry: Geometry, shape: tuple[int, ...], source: Snapshot) -> Geometry:

@@ -11,7 +11,7 @@ from napari_invprior.app.demo import dock, errors_reported
 from napari_invprior.app.layers import META, result_layer
 from napari_invprior.errors import InvalidInput
 from napari_invprior.io.omezarr import attributes, read_image
-from napari_invprior.recipes.engine import restored_axes
+from napari_invprior.recipes.layers import restored_axes
 
 
 def add_results(viewer: napari.Viewer, folder: Path) -> list[str]:

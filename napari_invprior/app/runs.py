@@ -271,7 +271,7 @@ class Runs(QObject):
             layer = result_layer(
                 output.array, output.geometry, wanted.observation,
                 name=free_name(self.viewer, output.name), rgb=output.rgb, kind=output.kind,
-                metadata={META: dict(output.metadata)},
+                unit=output.unit, metadata={META: dict(output.metadata)},
             )
             if output.role == MAP:
                 maps.append(layer.name)

@@ -30,6 +30,23 @@ def pixel_shuffle(x: Tensor, factor: Sequence[int]) -> Tensor:
     return x.permute(order).reshape(x.shape[0], -1, *sizes)
 
 
+def pixel_unshuffle(x: Tensor, factor: Sequence[int]) -> Tensor:
+    """The inverse of `pixel_shuffle`: (B, C, *(n factor)) to (B, C prod(factor), *n).
+
+    Examples
+    --------
+    >>> x = torch.arange(8.0).view(1, 1, 2, 4)
+    >>> bool((pixel_shuffle(pixel_unshuffle(x, (2, 2)), (2, 2)) == x).all())
+    True
+    """
+    ndim = len(factor)
+    space = [n // f for n, f in zip(x.shape[2:], factor, strict=True)]
+    split = [size for pair in zip(space, factor, strict=True) for size in pair]
+    x = x.reshape(*x.shape[:2], *split)
+    order = [0, 1, *(3 + 2 * axis for axis in range(ndim)), *(2 + 2 * axis for axis in range(ndim))]
+    return x.permute(order).reshape(x.shape[0], -1, *space)
+
+
 def prime_stages(factor: Sequence[int]) -> list[tuple[int, ...]]:
     """A factor as small steps: the largest prime of each axis first.
 
@@ -53,7 +70,8 @@ def _primes(number: int) -> list[int]:
     return found[::-1]
 
 
-def _convolution(ndim: int) -> Any:
+def convolution_of(ndim: int) -> Any:
+    """The convolution layer for images of 2 or 3 axes."""
     return nn.Conv2d if ndim == 2 else nn.Conv3d
 
 
@@ -80,7 +98,7 @@ class ResidualUpscaler(nn.Module):
     def __init__(self, factor: Sequence[int], *, width: int = 32, depth: int = 4) -> None:
         super().__init__()
         self.factor = tuple(factor)
-        convolution = _convolution(len(factor))
+        convolution = convolution_of(len(factor))
         sizes = [1] + [width] * (depth - 1) + [math.prod(factor)]
         self.layers = nn.ModuleList(
             convolution(a, b, 3, padding=1, padding_mode="replicate")
@@ -122,7 +140,7 @@ class AsymmetricUpscaler(nn.Module):
     def __init__(self, factor: Sequence[int], *, width: int = 64, blocks: int = 10) -> None:
         super().__init__()
         ndim = len(factor)
-        convolution = _convolution(ndim)
+        convolution = convolution_of(ndim)
 
         def plain(inputs: int, outputs: int) -> nn.Module:
             return convolution(inputs, outputs, 3, padding=1)  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ from pydantic import Field
 from napari_invprior.image import Image
 from napari_invprior.parameters import Parameters, parameter
 
-Gain = Annotated[float, Field(gt=0, le=1e12)]
+Gain = Annotated[float, Field(ge=1e-12, le=1e12)]
 
 
 class Calibrated(Parameters):

@@ -10,6 +10,11 @@ from napari_invprior.geometry import Geometry
 from napari_invprior.physics.base import Physics
 
 
+def complete_operator(physics: Physics) -> Physics:
+    """The operator of the complete data, whether samples are missing or not."""
+    return physics.physics if isinstance(physics, Masked) else physics
+
+
 class Masked(Physics):
     """``y = m (A x)``: another operator whose data are ignored where the mask is zero.
 

@@ -64,14 +64,20 @@ class Map:
     name : str
         Name of the layer.
     values : Tensor
-        (B, 1, *space) on the image's grid.
+        (B, 1, *space) on the image's grid, normalised where they are grey values. More axes may
+        lead, (S, B, 1, *space): a stack to leaf through.
     kind : str
         ``"image"`` or ``"labels"``.
+    unit : str
+        What the values are: ``"own"``, a number of the prior's own; ``"image"``, grey values,
+        with all channels of the image, (..., B, C, *space); ``"difference"``, a difference of grey
+        values, such as a standard deviation.
     """
 
     name: str
     values: Tensor
     kind: Literal["image", "labels"] = "image"
+    unit: Literal["own", "image", "difference"] = "own"
 
 
 class Prior(ABC):
@@ -144,8 +150,20 @@ class Prior(ABC):
         """What to consider before reconstructing an image of this shape; empty for nothing."""
         return ""
 
-    def maps(self, x: Tensor) -> Job:
-        """What the prior has to say about each sample of ``x``; the `Result` is a list of `Map`."""
+    def maps(
+        self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
+    ) -> Job:
+        """What the prior has to say about each sample of ``x``; the `Result` is a list of `Map`.
+
+        Parameters
+        ----------
+        x : Tensor
+            A reconstruction (B, C, *space).
+        measurement : Measurement, optional
+            The data that it was made from.
+        seed : int
+            Seed of what is drawn: that of the reconstruction.
+        """
         yield Result([])
 
     @abstractmethod

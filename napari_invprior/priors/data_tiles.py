@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,28 @@ class Tiles:
     data_window: tuple[Any, ...]
     image_window: tuple[Any, ...]
 
+    def draw(
+        self, count: int, generator: torch.Generator, channels: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Data and first images of ``count`` random tiles, or a few more.
+
+        The ``channels`` of one place are drawn together and follow each other.
+        """
+        places = torch.randint(
+            len(self.data) // channels, (-(-count // channels), 1), generator=generator
+        )
+        drawn = (places * channels + torch.arange(channels)).flatten().to(self.data.device)
+        return self.data[drawn], self.first[drawn]
+
+    def cropped(self, size: Sequence[int]) -> Tiles:
+        """The first corner of each tile, this many data samples; the inner parts are not cut."""
+        fine = [n * f // m for n, f, m in zip(
+            size, self.first.shape[2:], self.data.shape[2:], strict=True
+        )]
+        data: Any = (..., *(slice(n) for n in size))
+        image: Any = (..., *(slice(n) for n in fine))
+        return dataclasses.replace(self, data=self.data[data], first=self.first[image])
+
 
 def as_single(x: Tensor) -> Tensor:
     """Channels as images of their own, (B C, 1, *space)."""
@@ -51,8 +74,15 @@ def first_image(y: Tensor, factor: tuple[int, ...]) -> Tensor:
     return spline_resample(y, fine, factor, tuple((f - 1) / 2 for f in factor), "nearest")
 
 
-def cut_tiles(y: Tensor, physics: Physics, edge: int) -> Tiles:
+def cut_tiles(
+    y: Tensor, physics: Physics, edge: int, multiple: tuple[int, ...] | None = None
+) -> Tiles:
     """Half-overlapping tiles of ``edge`` data samples (fewer where the data are smaller).
+
+    Parameters
+    ----------
+    multiple : tuple of int, optional
+        The edges are whole multiples of these, one per axis.
 
     Raises
     ------
@@ -75,7 +105,9 @@ def cut_tiles(y: Tensor, physics: Physics, edge: int) -> Tiles:
         )
     space = tuple(y.shape[2:])
     factor = block_factor(physics)
-    size = tuple(min(edge, n) for n in space)
+    size = tuple(
+        min(edge, n) // m * m for n, m in zip(space, multiple or (1,) * len(space), strict=True)
+    )
     if min(size) < SMALLEST_TILE:
         raise InvalidInput(f"data of {space} px are too small; {SMALLEST_TILE} px per axis needed")
     part, data_window, image_window = _inner_operator(physics, size, factor)

@@ -28,7 +28,7 @@ from napari_invprior.numerics.patches import (
 )
 from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.priors.base import Map, Reference
+from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
 from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
 from napari_invprior.priors.state import check_entry, check_positive
@@ -225,7 +225,9 @@ class PatchDiscrepancy(PatchPrior):
 
     # --- maps -------------------------------------------------------------------------------
 
-    def maps(self, x: Tensor) -> Job:
+    def maps(
+        self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
+    ) -> Job:
         """Which reference patch explains each place of the finest scale, and how well.
 
         ``transport_cost`` is the mean squared distance ``|p - q|^2`` of the patches that cover a

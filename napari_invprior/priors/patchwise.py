@@ -21,7 +21,7 @@ from napari_invprior.numerics.patches import (
     random_offset,
 )
 from napari_invprior.numerics.reflect import pad_reflect
-from napari_invprior.priors.base import Map, Prior, Reference
+from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 
 PREVIEW_PATCHES = 64
 """Generated patches that the window shows beside the real ones."""
@@ -137,7 +137,9 @@ class PatchPotential(PatchPrior):
     def grad(self, x: Tensor) -> Tensor:
         return self._value_and_grad(x, self.patch_grid(x.shape[2:]), 1.0)[1]
 
-    def maps(self, x: Tensor) -> Job:
+    def maps(
+        self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
+    ) -> Job:
         """``potential``: the mean potential of the patches that cover each sample.
 
         Large where the prior finds the image implausible. Every second patch of an axis counts.

@@ -268,7 +268,9 @@ class PcaMixture(PatchPotential):
                 event = Result(image)
             yield event
 
-    def maps(self, x: Tensor) -> Job:
+    def maps(
+        self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
+    ) -> Job:
         """Most probable component, mean log-likelihood and, after `estimate`, posterior std."""
         found = []
         for plane in self.as_planes(x):
@@ -284,7 +286,8 @@ class PcaMixture(PatchPotential):
         known = [std for shape, std in self._estimates if shape == tuple(x.shape[1:])][-len(x) :]
         if len(known) == len(x):
             stds = torch.cat(known)
-            maps.append(Map("posterior_std", stds.mean(1, keepdim=True)))
+            std = stds.mean(1, keepdim=True)
+            maps.append(Map("posterior_std", std, unit="difference"))
         yield Result(maps)
 
     # --- learning ---------------------------------------------------------------------------

@@ -9,20 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from napari_invprior import jobs
 from napari_invprior.errors import Cancelled, InvalidInput
-from napari_invprior.geometry import Geometry
-from napari_invprior.image import Image, denormalised
+from napari_invprior.image import Image
 from napari_invprior.io.bundles import load_prior
-from napari_invprior.io.provenance import versions
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
-from napari_invprior.physics.unobserved import Masked
+from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
+from napari_invprior.recipes.layers import OutputLayer, image_layer, map_layer, provenance
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.operator import Estimate, estimate
 from napari_invprior.recipes.prepare import Problem, prepare
@@ -33,37 +30,6 @@ from napari_invprior.reconstruct.propose import propose_prior
 from napari_invprior.reconstruct.weight import WeightChoice
 from napari_invprior.study.baselines import baselines
 from napari_invprior.study.compare import Comparison, compare
-
-
-@dataclass(frozen=True)
-class OutputLayer:
-    """One result, in the user's numbers and shape, placed in the world.
-
-    Attributes
-    ----------
-    name : str
-        ``"reconstruction"``, ...
-    array : numpy.ndarray
-        Shaped like the observation (its leading axes and channels), float32.
-    geometry : Geometry
-        Placement of the space axes.
-    kind : str
-        ``"image"`` or ``"labels"``.
-    metadata : dict
-        Provenance: the completed recipe, versions, digests, figures.
-    rgb : bool
-        Whether the last axis holds colours.
-    role : str
-        ``"result"``, ``"map"`` for what a prior says about a result, or ``"truth"``.
-    """
-
-    name: str
-    array: np.ndarray
-    geometry: Geometry
-    kind: str = "image"
-    metadata: dict[str, Any] = field(default_factory=dict)
-    rgb: bool = False
-    role: str = "result"
 
 
 @dataclass(frozen=True)
@@ -156,10 +122,12 @@ def _run(
     image, metrics = yield from forward(
         _scaled(_reconstruct(problem, prior, device, should_stop, start), problem)
     )
-    layers = (_layer("reconstruction", image, problem),)
+    layers = (image_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
-        found: list[Map] = yield from forward(prior.maps(image.to(device)))
-        layers += tuple(_map_layer(entry, problem) for entry in found)
+        found: list[Map] = yield from forward(
+            prior.maps(image.to(device), _measurement(problem), seed=recipe.seed)
+        )
+        layers += tuple(map_layer(entry, problem) for entry in found)
     yield Result(_outcome(problem, layers, metrics, prior, start))
 
 
@@ -236,7 +204,7 @@ def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
     """
     if not problem.references or problem.physics is None or problem.noise is None:
         raise InvalidInput("to propose a prior, give an observation and a reference to try it on")
-    physics = problem.physics.physics if isinstance(problem.physics, Masked) else problem.physics
+    physics = complete_operator(problem.physics)
     if physics.mask is not None:
         raise InvalidInput("a mask belongs to one image; priors cannot be tried on the reference")
     whole = Reference(problem.references[0].image)
@@ -269,11 +237,11 @@ def _study(
         budget_s=problem.recipe.time_budget_s,
     ))
     layers = [
-        _layer(f"reconstruction_{name}", image, single(problem, comparison, name))
+        image_layer(f"reconstruction_{name}", image, single(problem, comparison, name))
         for name, image in comparison.images.items()
     ]
     if problem.truth is not None and layers:
-        layers.append(replace(_layer("truth", problem.truth, problem), role="truth"))
+        layers.append(replace(image_layer("truth", problem.truth, problem), role="truth"))
     yield Result((tuple(layers), study_metrics(problem, comparison)))
 
 
@@ -346,56 +314,6 @@ def _time_left(recipe: Recipe, start: float) -> float | None:
     if recipe.time_budget_s is None:
         return None
     return max(0.1, recipe.time_budget_s - (time.monotonic() - start))
-
-
-def _layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:
-    """The image in the user's numbers and axes, with its provenance."""
-    source = problem.observation
-    assert source is not None and problem.physics is not None
-    values = denormalised(image.numpy(), problem.scale)
-    return OutputLayer(
-        name=name,
-        array=restored_axes(values, source),
-        geometry=problem.physics.grid(source.geometry),
-        metadata=provenance(problem),
-        rgb=source.rgb,
-    )
-
-
-def _map_layer(entry: Map, problem: Problem) -> OutputLayer:
-    """A map on the image's grid, without channel axis, in the prior's own unit."""
-    source = problem.observation
-    assert source is not None and problem.physics is not None
-    values = entry.values[:, 0].numpy(force=True)
-    return OutputLayer(
-        name=entry.name,
-        array=values.reshape(*source.frame_axes, *values.shape[1:]),
-        geometry=problem.physics.grid(source.geometry),
-        kind=entry.kind,
-        metadata=provenance(problem),
-        role="map",
-    )
-
-
-def restored_axes(values: np.ndarray, source: Image) -> np.ndarray:
-    """(frames, C, *space) back to the leading axes and the channel axis of the source."""
-    if source.channel_axis is None:
-        values = values[:, 0]
-        return values.reshape(*source.frame_axes, *values.shape[1:])
-    values = values.reshape(*source.frame_axes, *values.shape[1:])
-    channels = len(source.frame_axes)
-    return np.moveaxis(values, channels, source.channel_axis)
-
-
-def provenance(problem: Problem) -> dict[str, Any]:
-    """What a result carries: recipe, versions, input digests, intensity scale."""
-    return {
-        "recipe": problem.recipe.to_dict(),
-        "versions": versions(),
-        "inputs": problem.digests,
-        "intensity_scale": list(problem.scale),
-        "notes": problem.facts,
-    }
 
 
 def _outcome(

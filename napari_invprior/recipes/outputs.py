@@ -35,9 +35,11 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
     outputs: dict[str, str] = {}
     for layer in outcome.layers:
         group = folder / "result.ome.zarr" / layer.name
+        # OME-Zarr has one axis for all kinds of frames; a second one would be read as channels
+        joined = layer.array.reshape(-1, *layer.array.shape[max(1, layer.frames) :])
         write_image(
             group,
-            layer.array,
+            joined if layer.frames > 1 else layer.array,
             layer.geometry,
             name=layer.name,
             attributes=layer.metadata,

@@ -12,7 +12,7 @@ from napari_invprior.parameters import Parameters
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.physics.noise import Noise
-from napari_invprior.physics.unobserved import Masked
+from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.registry import register
@@ -75,7 +75,7 @@ class Direct(Solver):
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
     ) -> Job:
-        operator = physics.physics if isinstance(physics, Masked) else physics
+        operator = complete_operator(physics)
         estimator: object = prior
         if not isinstance(estimator, Estimator) or operator.mask is not None:
             raise InvalidInput(

@@ -1,4 +1,4 @@
-"""EPLL on the SiC images: the mixture prior with half-quadratic splitting (review sheet, check 5)."""
+"""EPLL on the SiC images: mixture prior and half-quadratic splitting (review sheet, check 5)."""
 
 from __future__ import annotations
 

@@ -198,3 +198,34 @@ def test_labels_as_masks_are_read():
     labels = Labels(np.eye(8, dtype=int), scale=(2, 2))
     image = image_from_layer(labels, 2)
     assert image.array.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("place", "labels"), [*((p, ("y", "x")) for p in PLACES), ("scaled", ("t", "y", "x"))]
+)
+def test_a_stack_of_samples_lies_on_the_observation(place, labels):
+    """One more axis in front, to leaf through; contrast only where the values are grey ones."""
+    frames = (3,) * (len(labels) - 2)
+    where = dict(PLACES[place])
+    if frames:  # matrices of three axes are tested with two
+        where = {k: ((1.0, *v) if k == "scale" else (0.0, *v)) if k != "units" else ("pixel", *v)
+                 for k, v in where.items()}
+    observed = Image(RNG.random((*frames, 8, 10)), axis_labels=labels, **where)
+    observed.contrast_limits = (0.1, 0.7)
+    snapshot = Snapshot.of(observed, 2)
+    space, geometry = grid_for(
+        {"kind": "superresolution", "factor": 4}, (8, 10), snapshot.image().geometry
+    )
+    stack = result_layer(RNG.random((5, *frames, *space)), geometry, snapshot, name="samples")
+    lead = (1,) * len(frames)
+    for y, x in ((0, 0), (3, 5)):
+        world = centres(stack, 4, *lead, 4 * y + 1.5, 4 * x + 1.5)
+        assert world[0] == 4
+        assert np.allclose(world[1:], centres(observed, *lead, y, x))
+    assert stack.units == (Image(np.zeros((2, 2))).units[0], *observed.units)
+    assert stack.axis_labels == ("sample", *labels)
+    assert stack.contrast_limits == [0.1, 0.7]
+    own = result_layer(
+        RNG.random((*frames, *space)), geometry, snapshot, name="std", unit="difference"
+    )
+    assert own.contrast_limits != [0.1, 0.7]

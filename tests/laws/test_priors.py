@@ -23,6 +23,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "semi_unbalanced": {"reference_patches": 100, "blur": 0.1},
     "pca_gmm": {"components": 4, "rank": 8, "steps": 4},
     "wppnet": {"reference_patches": 100, "steps": 3, "tile": 8, "tiles": 2},
+    "wppflow": {"reference_patches": 100, "steps": 3, "centre_steps": 2, "tile": 8, "tiles": 2},
 }
 """Parameters that make a fit take a second."""
 
@@ -59,7 +60,7 @@ def measurement(prior: Prior) -> Measurement:
 
 def fit(prior: Any, references: list[Reference], **options: Any) -> jobs.Job:
     """`Prior.fit`, with data for the priors that learn from them."""
-    if prior.name == "wppnet":
+    if prior.name in ("wppnet", "wppflow"):
         options["measurement"] = measurement(prior)
     job: jobs.Job = prior.fit(references, **options)
     return job

@@ -1,0 +1,233 @@
+"""What networks share that learn from data of one operator and an unrelated reference.
+
+Their images must explain the data through the operator, and all their patches together must be
+distributed like those of the reference; no good image of the same place is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from napari_invprior.errors import InvalidInput
+from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, forward, never, run
+from napari_invprior.memory import require
+from napari_invprior.parameters import parameter
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.blocks import block_factor, from_blocks
+from napari_invprior.priors.base import Measurement, Reference
+from napari_invprior.priors.data_tiles import SMALLEST_TILE, Tiles, cut_tiles
+from napari_invprior.priors.energy_training import PatchEnergy, graph_bytes, train
+from napari_invprior.priors.patchwise import PREVIEW_PATCHES
+from napari_invprior.priors.state import check_entry
+from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
+
+FIRST_WEIGHT = 3.0
+LARGEST_FACTOR = 16
+USUAL_RATE = 1e-3
+
+
+class DataNetworkParameters(WassersteinParameters):
+    """Patches, network and training."""
+
+    reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
+        2000, "Patches drawn from the references at each scale; cost grows with them."
+    )
+    scales: Annotated[int, Field(ge=1, le=6)] = parameter(
+        1, "Scales that are compared, each half as fine as the one before."
+    )
+    network: Literal["small", "paper"] = parameter(
+        "small", "A small network (minutes), or the paper's (hours on a CPU)."
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(400, "Training steps.")
+    tiles: Annotated[int, Field(ge=1, le=4096)] = parameter(
+        4, "Tiles of the data per step.", advanced=True
+    )
+    tile: Annotated[int, Field(ge=SMALLEST_TILE, le=1024)] = parameter(
+        25, "Edge of a tile.", unit="data px"
+    )
+    patches_per_step: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
+        4000, "Patches of the tiles' images that are compared in one step.", advanced=True
+    )
+    learning_rate: Annotated[float, Field(ge=1e-8, le=0.1)] | None = parameter(
+        None, "Largest step of Adam; it falls to zero. Empty: 1e-3, in the paper's network the "
+        "paper's.", advanced=True,
+    )
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] | Literal["auto"] = parameter(
+        "auto",
+        "How much the patches count against the data; 'auto': so that the residual is the noise.",
+    )
+
+
+class DataNetworkPrior(WassersteinPatchPrior):
+    """A Wasserstein patch prior with a network that serves it, for any data of one operator.
+
+    Subclasses make the network (`_network`) and its images of a batch (`_batch`).
+    """
+
+    Parameters: ClassVar[type[DataNetworkParameters]]
+    parameters: DataNetworkParameters
+    paper_rate: ClassVar[float]
+    """Adam's step in the paper."""
+    needs_measurement = True
+    balanced = False
+
+    def __init__(
+        self, parameters: DataNetworkParameters, *, ndim: int, channels: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(parameters, ndim=ndim, channels=channels, device=device)
+        self._net: nn.Module | None = None
+        self._factor: tuple[int, ...] = ()
+
+    @abstractmethod
+    def _network(self, factor: tuple[int, ...]) -> nn.Module:
+        """A new network for this many image samples per data sample and axis."""
+
+    @abstractmethod
+    def _batch(
+        self, net: nn.Module, tiles: Tiles, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images of some tiles, the ``log|det|`` (B,) of a flow, and the tiles' data."""
+
+    @abstractmethod
+    def estimate(self, y: Tensor, *, seed: int = 0, should_stop: ShouldStop = never) -> Job:
+        """The image of data (B, C, *space), on the block grid."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return super().is_fitted and self._net is not None
+
+    @property
+    def net(self) -> nn.Module:
+        """The trained network.
+
+        Raises
+        ------
+        InvalidInput
+            Before `fit`.
+        """
+        if self._net is None:
+            raise InvalidInput("the network is not trained yet; call fit with a measurement")
+        return self._net
+
+    def start(self, y: Tensor, physics: Physics) -> Tensor:
+        """The network's image: few variational steps are then enough."""
+        return from_blocks(run(self.estimate(y)), physics, tuple(y.shape[2:]))
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that was chosen, or the usual one of the network."""
+        given, small = self.parameters.learning_rate, self.parameters.network == "small"
+        return given or (USUAL_RATE if small else self.paper_rate)
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def fit(
+        self,
+        references: Sequence[Reference],
+        *,
+        seed: int = 0,
+        should_stop: ShouldStop = never,
+        measurement: Measurement | None = None,
+    ) -> Job:
+        """Draw reference patches, then train on tiles of the measured data.
+
+        Raises
+        ------
+        InvalidInput
+            Without data, or for an operator that is not the same everywhere.
+        """
+        if measurement is None or measurement.y is None:
+            raise InvalidInput(
+                "the network learns from the data themselves: give an observation (many images or "
+                "a large one of the material)"
+            )
+        factor = block_factor(measurement.physics)
+        net = self._fresh(factor, seed)
+        y = measurement.y.to(self.device)
+        multiple = getattr(net, "data_multiple", None)
+        tiles = cut_tiles(y, measurement.physics, self.parameters.tile, multiple)
+        self._require_memory(net, tiles, multiple)
+        yield from forward(super().fit(references, seed=seed, should_stop=should_stop))
+        if self._net is not None and factor == self._factor:
+            net.load_state_dict(self._net.state_dict())
+        variance = measurement.noise.variance_level(y)
+        weight = self.parameters.weight
+        energy = PatchEnergy(
+            self, tiles, variance, patches=self.parameters.patches_per_step,
+            weight=FIRST_WEIGHT if weight == "auto" else weight, automatic=weight == "auto",
+        )
+        generator = torch.Generator().manual_seed(seed)
+        yield from self._train(net, tiles, energy, generator, should_stop)
+        if not 0.5 <= energy.residual <= 2:
+            yield Message(
+                f"the network's images explain the data to {energy.residual:.2g} times the "
+                "noise variance (0.5 to 2 is good): train longer, or check the noise level",
+                "warning",
+            )
+        self._net, self._factor = net.requires_grad_(False), factor
+        planes = self.as_planes(self._batch(net, tiles, generator)[0])
+        count = -(-PREVIEW_PATCHES // len(planes))
+        yield self.preview(self.drawn_patches(planes, count, generator).extract(planes))
+        yield Result(self)
+
+    def _require_memory(self, net: nn.Module, tiles: Tiles, multiple: Sequence[int] | None) -> None:
+        """Refuse batches whose feature maps cannot be held, judged by those of small tiles."""
+        probe = copy.copy(self)
+        probe.parameters = self.parameters.model_copy(update={"tiles": 2})
+        space = tiles.data.shape[2:]
+        edges = [-(-SMALLEST_TILE // m) * m for m in multiple or (1,) * len(space)]
+        small = tiles.cropped([min(e, n) for e, n in zip(edges, space, strict=True)])
+        draw = partial(probe._batch, net, small)
+        kept = graph_bytes(net, draw, torch.Generator().manual_seed(0)) / small.first[:2].numel()
+        require(
+            kept * self.parameters.tiles * tiles.first[0].numel(),
+            f"a training step with {self.parameters.tiles} tiles of {tuple(space)} data samples",
+            "lower tiles or tile",
+        )
+
+    def _train(
+        self, net: nn.Module, tiles: Tiles, energy: PatchEnergy, generator: torch.Generator,
+        should_stop: ShouldStop,
+    ) -> Iterator[Event]:
+        yield from train(
+            net, partial(self._batch, net, tiles), energy, steps=self.parameters.steps,
+            learning_rate=self.learning_rate, generator=generator,
+            should_stop=should_stop,
+        )
+
+    def _fresh(self, factor: tuple[int, ...], seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._network(factor).to(self.device)
+
+    # --- keeping ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        weights = self.net.state_dict()
+        found = super().state() | {"factor": torch.tensor(self._factor, dtype=torch.float64)}
+        return found | {f"net.{k}": v.cpu().clone() for k, v in weights.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_entry(state, "factor", (self.ndim,), self.name)
+        factor = tuple(int(f) for f in state["factor"].tolist())
+        if not all(1 <= f <= LARGEST_FACTOR for f in factor):
+            raise InvalidInput(
+                f"{self.name}: 'factor' = {factor}; 1 to {LARGEST_FACTOR} per axis is possible"
+            )
+        net = self._fresh(factor, 0)
+        weights = {}
+        for name, held in net.state_dict().items():
+            check_entry(state, f"net.{name}", tuple(held.shape), self.name)
+            weights[name] = state[f"net.{name}"]
+        super().load_state(state)
+        net.load_state_dict(weights)
+        self._net, self._factor = net.requires_grad_(False), factor
