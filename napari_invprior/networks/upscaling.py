@@ -95,7 +95,7 @@ class ResidualUpscaler(nn.Module):
     True
     """
 
-    def __init__(self, factor: Sequence[int], *, width: int = 32, depth: int = 4) -> None:
+    def __init__(self, factor: Sequence[int], *, width: int = 48, depth: int = 6) -> None:
         super().__init__()
         self.factor = tuple(factor)
         convolution = convolution_of(len(factor))

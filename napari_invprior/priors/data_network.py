@@ -43,10 +43,8 @@ class DataNetworkParameters(WassersteinParameters):
     scales: Annotated[int, Field(ge=1, le=6)] = parameter(
         1, "Scales that are compared, each half as fine as the one before."
     )
-    network: Literal["small", "paper"] = parameter(
-        "small", "A small network (minutes), or the paper's (hours on a CPU)."
-    )
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(400, "Training steps.")
+    network: str = parameter("small", "One of the sizes of the network.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(800, "Training steps.")
     tiles: Annotated[int, Field(ge=1, le=4096)] = parameter(
         4, "Tiles of the data per step.", advanced=True
     )
@@ -61,7 +59,7 @@ class DataNetworkParameters(WassersteinParameters):
         "paper's.", advanced=True,
     )
     weight: Annotated[float, Field(ge=1e-9, le=1e6)] | Literal["auto"] = parameter(
-        "auto",
+        5.0,
         "How much the patches count against the data; 'auto': so that the residual is the noise.",
     )
 
@@ -125,8 +123,8 @@ class DataNetworkPrior(WassersteinPatchPrior):
     @property
     def learning_rate(self) -> float:
         """The rate that was chosen, or the usual one of the network."""
-        given, small = self.parameters.learning_rate, self.parameters.network == "small"
-        return given or (USUAL_RATE if small else self.paper_rate)
+        given, paper = self.parameters.learning_rate, self.parameters.network == "paper"
+        return given or (self.paper_rate if paper else USUAL_RATE)
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -168,9 +166,10 @@ class DataNetworkPrior(WassersteinPatchPrior):
         generator = torch.Generator().manual_seed(seed)
         yield from self._train(net, tiles, energy, generator, should_stop)
         if not 0.5 <= energy.residual <= 2:
+            step = "raise" if energy.residual < 1 else "train longer, lower"
             yield Message(
-                f"the network's images explain the data to {energy.residual:.2g} times the "
-                "noise variance (0.5 to 2 is good): train longer, or check the noise level",
+                f"the network's images explain the data to {energy.residual:.2g} times the noise "
+                f"variance (0.5 to 2 is good): {step} the weight, or check the noise level",
                 "warning",
             )
         self._net, self._factor = net.requires_grad_(False), factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ LARGEST_GRADIENT = 100.0
 class WPPFlowParameters(DataNetworkParameters):
     """Patches, flow, training, and what is drawn afterwards."""
 
+    network: Literal["small", "paper"] = parameter(
+        "small", "A small flow (minutes), or the paper's (hours on a CPU)."
+    )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(
         600, "Training steps of the flow."
     )

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from napari_invprior.jobs import Job, Result, ShouldStop, Stage, never
 from napari_invprior.networks.upscaling import AsymmetricUpscaler, ResidualUpscaler
+from napari_invprior.parameters import parameter
 from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.registry import register
 
+SIZES = {"small": (48, 6), "large": (64, 8)}
+"""Feature maps and layers."""
+
 
 class WPPNetParameters(DataNetworkParameters):
     """Patches, network and training."""
+
+    network: Literal["small", "large", "paper"] = parameter(
+        "small", "A small network (a minute), a larger one (take 2000 steps and 8 tiles), or the "
+        "paper's (hours on a CPU).",
+    )
 
 
 @register(
@@ -38,8 +49,10 @@ class WPPNet(DataNetworkPrior):
     paper_rate = 1e-4
 
     def _network(self, factor: tuple[int, ...]) -> nn.Module:
-        kind = ResidualUpscaler if self.parameters.network == "small" else AsymmetricUpscaler
-        return kind(factor)
+        if self.parameters.network == "paper":
+            return AsymmetricUpscaler(factor)
+        width, depth = SIZES[self.parameters.network]
+        return ResidualUpscaler(factor, width=width, depth=depth)
 
     def _batch(
         self, net: nn.Module, tiles: Tiles, generator: torch.Generator
