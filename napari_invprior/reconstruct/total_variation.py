@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from napari_invprior.jobs import Event, Job, Preview, Result, ShouldStop, Stage, never
+from napari_invprior.jobs import Event, Job, Preview, Result, ShouldStop, Stage, forward, never
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.base import Solver
-from napari_invprior.reconstruct.weight import Weight, WeightRule
+from napari_invprior.reconstruct.weight import Weight, WeightChoice, WeightRule, choose_weight
 from napari_invprior.registry import register
 
 Box = tuple[float, float]
@@ -186,3 +186,14 @@ class TotalVariation(Solver):
                     break
                 checkpoint = x
         yield Result(x.clamp(*box) if box is not None else x)
+
+
+def smooth_start(
+    y: Tensor, physics: Physics, noise: Noise, *, seed: int = 0, should_stop: ShouldStop = never
+) -> Job:
+    """The image of total variation with its automatic weight, a first image for other solvers."""
+    solver = TotalVariation(TotalVariationParameters())
+    choice: WeightChoice = yield from forward(
+        choose_weight(solver, y, physics, noise, None, seed=seed, should_stop=should_stop)
+    )
+    yield from solver.solve(y, physics, noise, weight=choice.weight, should_stop=should_stop)

@@ -12,7 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput, JobError
-from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
+from napari_invprior.jobs import (
+    Event,
+    Job,
+    Message,
+    Preview,
+    Result,
+    ShouldStop,
+    Stage,
+    forward,
+    never,
+)
 from napari_invprior.numerics.lbfgs import minimise
 from napari_invprior.numerics.patches import PatchGrid
 from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
@@ -22,6 +32,7 @@ from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
 from napari_invprior.priors.patchwise import PatchPotential, PatchPrior
 from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.total_variation import smooth_start
 from napari_invprior.reconstruct.weight import Weight, WeightRule
 from napari_invprior.registry import register
 
@@ -59,6 +70,12 @@ class VariationalParameters(Parameters):
     )
     rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
         None, "Mirrored rim that the prior also sees; empty: patch edge minus one.", unit="px",
+        advanced=True,
+    )
+    start: Literal["data", "total_variation"] = parameter(
+        "data",
+        "First image: directly from the data, or by total variation with an automatic weight, for "
+        "priors that would keep the artefacts of the former (tomography).",
         advanced=True,
     )
     plateau: Annotated[float, Field(ge=0, lt=1)] = parameter(
@@ -105,7 +122,6 @@ class Variational(Solver):
     ) -> Job:
         if not isinstance(prior, PatchPrior):
             raise InvalidInput("the variational solver needs a patch prior; choose one")
-        x = (prior.start(y, physics) if start is None else start).clone()
         if self.parameters.optimiser == "lbfgs" and not isinstance(prior, PatchPotential):
             raise InvalidInput(
                 f"the prior {prior.name!r} changes while it follows the image, which L-BFGS cannot "
@@ -113,8 +129,32 @@ class Variational(Solver):
             )
         working: Any = prior.for_run()
         objective = Objective(y, physics, noise, working, weight, self.parameters, seed)
+        if start is not None:
+            return self._descended(start, objective, should_stop, time_budget_s)
+        if self.parameters.start == "data":
+            return self._descended(
+                prior.start(y, physics), objective, should_stop, time_budget_s
+            )
+        first = smooth_start(y, physics, noise, seed=seed, should_stop=should_stop)
+        return self._after(first, objective, should_stop, time_budget_s)
+
+    def _after(
+        self, first: Job, objective: Objective, should_stop: ShouldStop,
+        time_budget_s: float | None,
+    ) -> Job:
+        """Descend from the image that another job finds."""
+        x: Tensor = yield from forward(first)
+        if should_stop():
+            yield Result(x)
+            return
+        yield from self._descended(x, objective, should_stop, time_budget_s)
+
+    def _descended(
+        self, x: Tensor, objective: Objective, should_stop: ShouldStop,
+        time_budget_s: float | None,
+    ) -> Job:
         descend = self._adam if self.parameters.optimiser == "adam" else self._lbfgs
-        return self._events(descend(objective, x), objective, should_stop, time_budget_s)
+        return self._events(descend(objective, x.clone()), objective, should_stop, time_budget_s)
 
     def _events(
         self,
