@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Layer
+from napari.layers import Image, Layer
 
 from napari_invprior.app.layers import META, recipe_of
 
@@ -11,6 +12,9 @@ MAP = "map"
 """Role of layers that say something about a result."""
 COMPARED = "compared"
 """Role of the results of a comparison: they are looked at side by side, not one after another."""
+
+HEAT, SHOWN = "inferno", (1.0, 99.0)
+"""Colours of a map, and the percentiles of its values that they span."""
 
 NO_RESULTS = ("study", "estimate_operator")
 """Tasks whose layers are no results to step through: truth and baselines of a study, a kernel."""
@@ -55,6 +59,10 @@ class History:
         """Put a map below the results, hidden: it is looked at when it is asked for."""
         layer.visible = False
         layer.metadata[META]["role"] = MAP
+        if isinstance(layer, Image) and not layer.rgb:  # a unit of its own, not that of the data
+            limits = np.nanpercentile(layer.data, SHOWN)
+            layer.contrast_limits = limits if limits[0] < limits[1] else (limits[0], limits[0] + 1)
+            layer.colormap, layer.gamma = HEAT, 1.0
         shown = self.shown
         self.viewer.add_layer(layer)
         if shown is not None:
