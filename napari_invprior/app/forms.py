@@ -348,8 +348,8 @@ class Form(QWidget):
         """Show the values of another form that are valid here; leave the rest as it is."""
         for name in self.editors.keys() & values.keys():
             with contextlib.suppress(InvalidInput):
-                validate(self.parameters, self.values() | {name: values[name]})
-                self.editors[name].set(values[name])
+                valid = validate(self.parameters, self.values() | {name: values[name]})
+                self.editors[name].set(valid.model_dump(mode="json")[name])
         self._on_changed()
 
     def hint(self, name: str, text: str) -> None:
