@@ -97,6 +97,11 @@ def test_four_methods_side_by_side_and_back(window, compare, tmp_path):
     assert places == sorted(places)
     assert places[0] == (0, 0)
     assert viewer.layers["Gaussian mixture"].name_overlay.visible
+    canvas = viewer.window._qt_window._qt_viewer.canvas
+    viewer.scene.camera.center, viewer.scene.camera.zoom = (0, 12.0, 34.0), 5.5
+    window.settle(0.2)
+    assert len(canvas.grid_cameras) >= len(shown) == 5
+    assert {(c.zoom, tuple(c.center)[-2:]) for c in canvas.grid_cameras} == {(5.5, (12.0, 34.0))}
     viewer.layers["Gaussian mixture"].contrast_limits = (0.2, 0.6)
     assert viewer.layers["patchNR (workbench)"].contrast_limits == [0.2, 0.6]
     result = viewer.layers["patchNR (workbench)"]
