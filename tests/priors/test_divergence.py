@@ -48,7 +48,7 @@ def test_the_critic_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:  # row 45
     x = texture(2, seed=4)[None]
     before = prior.g(x)
     failing(monkeypatch, range(5, 10**6))
-    with pytest.raises(JobError, match="lower learning_rate from 0.003"):
+    with pytest.raises(JobError, match=r"lower learning_rate from 0\.003"):
         learn(prior)
     assert torch.equal(prior.g(x), before)
 
