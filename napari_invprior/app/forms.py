@@ -240,13 +240,12 @@ class Form(QWidget):
         main.setContentsMargins(0, 0, 0, 0)
         main.setSpacing(0)
         self.advanced = QWidget()
-        grids = []
+        self._grids: list[QGridLayout] = []
         for holder, hidden in ((QWidget(), False), (self.advanced, True)):
             shown = [f for f in self._fields.values() if (f.name in self._folded) == hidden]
-            grids.append(self._fill(holder, shown))
+            self._grids.append(self._fill(holder, shown))
             main.addWidget(holder)
             holder.setVisible(bool(shown) and not hidden)
-        _align(grids)
         self.fault = QLabel(wordWrap=True, objectName="fault")
         self.fault.setToolTip("What is wrong with the values above.")
         self.fault.hide()
@@ -275,6 +274,22 @@ class Form(QWidget):
             for column, widget in enumerate((label, editor.widget, unit, reset)):
                 grid.addWidget(widget, row, column)
         return grid
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Labels and units get one width, so that the controls form one column.
+
+        Only now, because the window's style pads them.
+        """
+        super().showEvent(event)
+        for column in (0, 2):
+            cells = [g.itemAtPosition(row, column) for g in self._grids
+                     for row in range(g.rowCount())]
+            widgets = [cell.widget() for cell in cells if cell is not None]
+            for widget in widgets:
+                widget.ensurePolished()
+            width = max((widget.sizeHint().width() for widget in widgets), default=0)
+            for grid in self._grids:
+                grid.setColumnMinimumWidth(column, width)
 
     def _editor(self, field: Field) -> Editor:
         if field.kind == "layer":
@@ -363,12 +378,3 @@ class Form(QWidget):
         for editor in self.editors.values():
             if isinstance(editor, LayerEditor):
                 editor.refresh()
-
-
-def _align(grids: Sequence[QGridLayout]) -> None:
-    """Give labels and units of all grids the same width, so that the controls form one column."""
-    for column in (0, 2):
-        cells = [g.itemAtPosition(row, column) for g in grids for row in range(g.rowCount())]
-        width = max((c.sizeHint().width() for c in cells if c is not None), default=0)
-        for grid in grids:
-            grid.setColumnMinimumWidth(column, width)
