@@ -284,10 +284,7 @@ class Form(QWidget):
         for column in (0, 2):
             cells = [g.itemAtPosition(row, column) for g in self._grids
                      for row in range(g.rowCount())]
-            widgets = [cell.widget() for cell in cells if cell is not None]
-            for widget in widgets:
-                widget.ensurePolished()
-            width = max((widget.sizeHint().width() for widget in widgets), default=0)
+            width = max((c.sizeHint().width() for c in cells if c is not None), default=0)
             for grid in self._grids:
                 grid.setColumnMinimumWidth(column, width)
 
