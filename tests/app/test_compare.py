@@ -199,6 +199,12 @@ def test_a_trained_prior_is_used_as_it_is(window, compare):
     wanted = compare_run.plan(window.bench, [compare._candidates[OURS]], ours=True)
     assert wanted.prior is window.bench.prior.prior
     assert wanted.recipe["methods"][0]["prior"]["kind"] == TINY_PRIOR["kind"]
+    window.bench.prior.chooser.choose(QUICK_GMM)
+    other = compare_run.plan(window.bench, [compare._candidates[OURS]], ours=True)
+    assert other.prior is None, "what is compared is the prior on show"
+    assert other.recipe["methods"][0]["title"].startswith("Gaussian mixture")
+    assert other.recipe["methods"][0]["prior"]["kind"] == "gmm"
+    window.bench.prior.chooser.choose(TINY_PRIOR)
     press(window, compare, compare.compare)
     finish(window, compare)
     assert compare.run.rows[0].figures["training_seconds"] == 0
