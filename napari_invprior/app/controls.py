@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -161,10 +162,11 @@ class Sentence(QElidingLabel):
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.say("")
 
-    def say(self, text: str, colour: str = "") -> None:
-        """Show a sentence."""
+    def say(self, text: str, colour: str = "", earlier: Sequence[str] = ()) -> None:
+        """Show a sentence; earlier ones are read on hover."""
         self.setText(text)
-        self.setToolTip(f"{text}\n\n{self._about}" if text else self._about)
+        before = ["Before:", *earlier] if earlier else []
+        self.setToolTip("\n\n".join(part for part in (text, self._about, *before) if part))
         self.setStyleSheet(f"color: {colour};" if colour else "")
 
 
@@ -183,6 +185,17 @@ class Section(QFrame):
         self.box.setSpacing(1)
         self.box.addLayout(row(self.title, *head))
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+
+
+SHARED = frozenset({
+    "patch_size", "channels", "scales", "reference_patches", "centred", "symmetries", "blur",
+    "blur_sigma", "kernel_size", "psf", "gain", "offset", "boundary", "weight_rule", "stride",
+    "box",
+})
+"""Parameters that mean the same in every method that has them: they stay when it is switched.
+
+Steps, rates and the like have one name but other sizes in each method.
+"""
 
 
 class MethodChooser(QWidget):
@@ -214,6 +227,7 @@ class MethodChooser(QWidget):
         self._folded, self._inline = folded, inline
         self._kind, self._layers, self._leave_out = kind, layers, leave_out
         self._ndim = 2
+        self._proposed: str | None = None
         self._forms: dict[tuple[str, int], Form] = {}
         self._form: Form | None = None
         self.list = Picker(tooltip, self._on_method)
@@ -236,6 +250,11 @@ class MethodChooser(QWidget):
         return registry.get(self._kind, self.name)
 
     @property
+    def ndim(self) -> int:
+        """Space axes that the form is for."""
+        return self._ndim
+
+    @property
     def form(self) -> Form:
         """The form of the chosen method."""
         assert self._form is not None
@@ -251,16 +270,21 @@ class MethodChooser(QWidget):
             self._offer()
             self._on_method()
 
+    def propose(self, name: str) -> None:
+        """Choose a method unless one was chosen by hand."""
+        self._proposed = name
+        self._offer()
+
     def _offer(self) -> None:
         """The methods for data of this many axes; the default where the user chose none."""
         fitting = [m for m in registry.methods(self._kind) if self._ndim in m.dimensions]
-        proposed = registry.default(self._kind, self._ndim).name
+        proposed = self._proposed or registry.default(self._kind, self._ndim).name
         self.list.offer([(m.title, m.name) for m in fitting], proposed, keep=False)
 
     def _on_method(self) -> None:
         if self.list.currentData() is None:
             return
-        key = (self.name, self._ndim)
+        key, left = (self.name, self._ndim), self._form
         if key not in self._forms:
             form = Form(
                 self.method.parameters, ndim=self._ndim, layers=self._layers,
@@ -272,6 +296,10 @@ class MethodChooser(QWidget):
         for other, form in self._forms.items():
             form.setVisible(other == key)
         self._form = self._forms[key]
+        if left is not None and left is not self._form and left.ndim == self._ndim:
+            with contextlib.suppress(InvalidInput):  # a form with a fault hands nothing over
+                changed = left.chosen()
+                self._form.take_over({k: changed[k] for k in SHARED & changed.keys()})
         self._form.refresh_layers()
         self.gear.setVisible(self._form.has_advanced)
         self._fold(self.gear.isChecked())

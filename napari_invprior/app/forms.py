@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -50,6 +51,18 @@ def _control(kind: type, value: Any, field: Field, **options: Any) -> Any:
     return control
 
 
+def _list(field: Field, choices: Any, none: str | None) -> Any:
+    """A list of choices, with words for "nothing chosen" where that is allowed."""
+    control = _control(
+        str, field.default, field, widget_type="ComboBox", choices=choices,
+        nullable=none is not None,
+    )
+    if none is not None:
+        control.null_string = none
+        control.reset_choices()
+    return control
+
+
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
@@ -72,15 +85,12 @@ class ValueEditor:
 
     def __init__(self, field: Field, changed: Callable[[], None]) -> None:
         if field.kind == "choice":
-            none = [("automatic", None)] if field.optional else []
             words = {True: "yes", False: "no"}
-            shown = [*none, *((words.get(c, str(c)), c) for c in field.choices)]
-            self.control = _control(
-                str, field.default, field, widget_type="ComboBox", choices=shown,
-                nullable=field.optional,
-            )
+            shown = [(words.get(c, str(c)), c) for c in field.choices]
+            self.control = _list(field, shown, "automatic" if field.optional else None)
         elif field.kind == "bool":
-            self.control = _control(bool, field.default, field, text="")
+            self.control = _control(bool, field.default, field)
+            self.control.native.setText("")  # the label stands before it
         else:
             self.control = _number(field, field.default)
         self.widget = self.control.native
@@ -166,14 +176,12 @@ class LayerEditor:
 
     def __init__(self, field: Field, changed: Callable[[], None], names: LayerNames) -> None:
         self.names = names
-        self.control = _control(
-            str, None, field, widget_type="ComboBox", nullable=True, choices=self._choices
-        )
+        self.control = _list(field, self._choices, "choose a layer")
         self.widget = self.control.native
         self.control.changed.connect(lambda _: changed())
 
-    def _choices(self, _: Any = None) -> list[tuple[str, str | None]]:
-        return [("choose a layer", None), *((name, name) for name in self.names())]
+    def _choices(self, _: Any = None) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.names()]
 
     def refresh(self) -> None:
         """Offer the layers that exist now."""
@@ -232,9 +240,10 @@ class Form(QWidget):
         main.setContentsMargins(0, 0, 0, 0)
         main.setSpacing(0)
         self.advanced = QWidget()
+        self._grids: list[QGridLayout] = []
         for holder, hidden in ((QWidget(), False), (self.advanced, True)):
             shown = [f for f in self._fields.values() if (f.name in self._folded) == hidden]
-            self._fill(holder, shown)
+            self._grids.append(self._fill(holder, shown))
             main.addWidget(holder)
             holder.setVisible(bool(shown) and not hidden)
         self.fault = QLabel(wordWrap=True, objectName="fault")
@@ -243,7 +252,7 @@ class Form(QWidget):
         main.addWidget(self.fault)
         self._on_changed()
 
-    def _fill(self, holder: QWidget, shown: list[Field]) -> None:
+    def _fill(self, holder: QWidget, shown: list[Field]) -> QGridLayout:
         grid = QGridLayout(holder)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setHorizontalSpacing(4)
@@ -264,6 +273,20 @@ class Form(QWidget):
             reset.setSizePolicy(policy)
             for column, widget in enumerate((label, editor.widget, unit, reset)):
                 grid.addWidget(widget, row, column)
+        return grid
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Labels and units get one width, so that the controls form one column.
+
+        Only now, because the window's style pads them.
+        """
+        super().showEvent(event)
+        for column in (0, 2):
+            cells = [g.itemAtPosition(row, column) for g in self._grids
+                     for row in range(g.rowCount())]
+            width = max((c.sizeHint().width() for c in cells if c is not None), default=0)
+            for grid in self._grids:
+                grid.setColumnMinimumWidth(column, width)
 
     def _editor(self, field: Field) -> Editor:
         if field.kind == "layer":
@@ -331,6 +354,14 @@ class Form(QWidget):
         """Show the values of a recipe; fields it does not name take their default."""
         for name, field in self._fields.items():
             self.editors[name].set(data.get(name, field.default))
+        self._on_changed()
+
+    def take_over(self, values: Mapping[str, Any]) -> None:
+        """Show the values of another form that are valid here; leave the rest as it is."""
+        for name in self.editors.keys() & values.keys():
+            with contextlib.suppress(InvalidInput):
+                valid = validate(self.parameters, self.values() | {name: values[name]})
+                self.editors[name].set(valid.model_dump(mode="json")[name])
         self._on_changed()
 
     def hint(self, name: str, text: str) -> None:

@@ -26,7 +26,7 @@ TURN = 0.001
 """Seconds after which a busy job lets the window have its turn (Python's default is 5 ms)."""
 
 BACKLOG = 2
-"""Progress and preview events that may wait for the window; more are dropped, not queued."""
+"""Progress and preview events that may wait for the window; of more, only the last is kept."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class _Thread:
         Errors are not left to the worker because it swallows ``RuntimeError`` for ever.
         """
         value: Any = None
+        late: dict[type[Event], Event] = {}
         turn = sys.getswitchinterval()
         sys.setswitchinterval(TURN)
         try:
@@ -83,13 +84,19 @@ class _Thread:
                     value = event.value
                 elif isinstance(event, Message) or self.sent - self.seen < BACKLOG:
                     self.sent += 1
+                    late.pop(type(event), None)
                     yield event
+                else:
+                    late[type(event)] = event
                 while not self.go.wait(0.05) and not self.should_stop():
                     pass
                 if self.should_stop():
                     deadline = min(deadline, time.monotonic() + self.grace)
                     if time.monotonic() >= deadline:
                         break
+            for event in late.values():  # the last of each kind, so that no picture is stale
+                self.sent += 1
+                yield event
             self.end = JobEnd(self.name, "cancelled" if self.should_stop() else "done", value)
         except Cancelled:
             self.end = JobEnd(self.name, "cancelled", value)

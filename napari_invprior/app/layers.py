@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ FRAME_WORDS = ("t", "time", "frame", "frames", "position", "p")
 CHANNEL_WORDS = ("c", "channel", "channels", "ch")
 META = "napari-invprior"
 """Key of our own facts in a layer's metadata."""
+SHOWN = (1.0, 99.0)
+"""Percentiles of a map's values that its colours span."""
 
 
 def geometry_of(layer: Layer) -> Geometry:
@@ -234,10 +237,15 @@ def result_layer(
 ) -> Layer:
     """A layer that lies exactly on the observation it came from, or where a file was.
 
-    Contrast and colours are those of the observation where the ``unit`` is (see `OutputLayer`).
+    Contrast and colours are those of the observation where the ``unit`` is (see `OutputLayer`);
+    values of another unit are shown as heat.
     """
     ndim = array.ndim - int(rgb)
-    display = source.display if source is not None and unit == "image" else {}
+    display: Mapping[str, Any] = {}
+    if unit == "image":
+        display = {} if source is None else source.display
+    elif kind == "image" and not rgb:
+        display = heat(array)
     where = placed_alone(geometry, ndim) if source is None else placed(geometry, source, ndim)
     options = where | {"name": name, "metadata": metadata or {}}
     if kind == "labels":
@@ -245,6 +253,12 @@ def result_layer(
     if rgb:
         return ImageLayer(as_colours(array), rgb=True, **options)
     return ImageLayer(array, rgb=False, **options, **display)
+
+
+def heat(values: np.ndarray) -> dict[str, Any]:
+    """Colours of a map, and contrast limits that a few extreme values do not change."""
+    low, high = np.nanpercentile(values, SHOWN)
+    return {"colormap": "inferno", "contrast_limits": (low, high if high > low else low + 1)}
 
 
 def beside(geometry: Geometry, shape: tuple[int, ...], source: Snapshot) -> Geometry:

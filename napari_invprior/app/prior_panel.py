@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -14,9 +15,24 @@ from napari_invprior.app.words import clock
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Preview, Progress
 
+OTHER_VALUES = "; not with the values above: Train begins anew"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A trained or loaded prior, what is known of it, and how it came here."""
+
+    prior: Any
+    facts: dict[str, Any]
+    text: str
+
 
 class PriorPanel(Section):
-    """Chooses a prior; Train, Pause and Cancel; loss curve beside generated patches."""
+    """Chooses a prior; Train, Pause and Cancel; loss curve beside generated patches.
+
+    One trained prior of each kind is kept, so that to look at another kind loses nothing, and
+    the prior in hand is always of the kind that the list shows.
+    """
 
     changed = Signal()
     train_clicked = Signal()
@@ -59,28 +75,63 @@ class PriorPanel(Section):
         pictures.setStretch(0, 1)
         pictures.setStretch(1, 1)
         self.box.addLayout(pictures)
-        self.prior: Any = None
-        self.facts: dict[str, Any] = {}
+        self._held: dict[tuple[str, int], Held] = {}
+        self._shown = self._key
         self.limits: tuple[float, float] | None = None
         self.chooser.changed.connect(self._on_choice)
 
     # ---- the prior in hand
 
     @property
+    def _key(self) -> tuple[str, int]:
+        return self.chooser.name, self.chooser.ndim
+
+    @property
+    def prior(self) -> Any:
+        """The prior in hand; None when none of the chosen kind was trained or loaded."""
+        held = self._held.get(self._key)
+        return None if held is None else held.prior
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of the prior in hand."""
+        held = self._held.get(self._key)
+        return {} if held is None else held.facts
+
+    @property
     def fitted(self) -> bool:
         """Whether there is a prior to reconstruct with."""
         return self.prior is not None and bool(self.prior.is_fitted)
 
+    def keeps(self, prior: Any) -> bool:
+        """Whether a trained prior of the same kind is here already."""
+        held = self._held.get((prior.name, prior.ndim))
+        return held is not None and bool(held.prior.is_fitted)
+
     def hold(self, prior: Any, facts: dict[str, Any], text: str) -> None:
         """Keep a trained or loaded prior."""
-        self.prior, self.facts = prior, facts
-        self.about.say(text, GOOD if self.fitted else "")
+        self._held[prior.name, prior.ndim] = Held(prior, facts, text)
+        self._describe()
         self.changed.emit()
 
+    def _describe(self) -> None:
+        """Say what is in hand; without a prior the workbench says what is missing."""
+        held = self._held.get(self._key)
+        if held is None:
+            self.about.say("")
+            return
+        other = "" if self.matches(self.chooser.ndim) else OTHER_VALUES
+        self.about.say(held.text + other, GOOD if self.fitted else "")
+
     def _forget(self) -> None:
+        self._held.pop(self._key, None)
+        self._clear()
+        self._describe()
+        self.changed.emit()
+
+    def _clear(self) -> None:
         self.plot.clear()
         self.gallery.show_patches(None)
-        self.hold(None, {}, "No prior yet: press Train.")
 
     def matches(self, ndim: int) -> bool:
         """Whether the prior in hand is what the form asks for, so that Train continues it."""
@@ -92,6 +143,11 @@ class PriorPanel(Section):
             return False
 
     def _on_choice(self) -> None:
+        if self._shown != self._key:
+            self._shown = self._key
+            self._clear()
+            self.bar.setValue(0)
+        self._describe()
         self.changed.emit()
 
     def patch(self, ndim: int, channels: int = 1) -> tuple[int, ...] | None:
@@ -107,8 +163,7 @@ class PriorPanel(Section):
     def begin(self, *, anew: bool) -> None:
         """A training starts."""
         if anew:
-            self.plot.clear()
-            self.gallery.show_patches(None)
+            self._clear()
         self.bar.setValue(0)
         self.about.say("preparing…")
 

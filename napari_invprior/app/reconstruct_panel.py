@@ -152,11 +152,11 @@ class ReconstructPanel(Section):
 
     def part(self) -> dict[str, Any]:
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
-        if not self.has_weight:
-            return {"solver": self.solver.choice()}
-        weight = "auto" if self.automatic.isChecked() else self.weight_value()
-        part: dict[str, Any] = {"solver": self.solver.choice() | {"weight": weight}}
-        return part | ({"maps": True} if self.maps.isChecked() else {})
+        solver = self.solver.choice()
+        if self.has_weight:
+            automatic = self.automatic.isChecked()
+            solver |= {"weight": "auto" if automatic else self.weight_value()}
+        return {"solver": solver} | ({"maps": True} if self.maps.isChecked() else {})
 
     # ---- a running job
 

@@ -260,7 +260,7 @@ class ReferencePanel(Section):
         """Painted regions."""
         found = [
             layer for layer in self.viewer.layers
-            if isinstance(layer, Labels)
+            if isinstance(layer, Labels) and recipe_of(layer) is None  # a map marks nothing
             and (layer.metadata.get(META, {}).get("role") == "paint"
                  or layer is self.viewer.layers.selection.active)
         ]

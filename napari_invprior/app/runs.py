@@ -286,7 +286,7 @@ class Runs(QObject):
             self.said.emit(f"added below the result, hidden: {', '.join(maps)}", False)
         if outcome.metrics.get("weight"):
             panel.set_weight(outcome.metrics["weight"])
-        if outcome.prior is not None and not self.panels.prior.fitted:
+        if outcome.prior is not None and not self.panels.prior.keeps(outcome.prior):
             self.panels.prior.hold(outcome.prior, dict(outcome.facts), "trained")
         for sentence in wanted.changes(self.viewer):
             self.said.emit(sentence, True)

@@ -28,6 +28,7 @@ from napari_invprior.app.reference_panel import ReferencePanel
 from napari_invprior.app.runs import ESTIMATE, PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
 from napari_invprior.errors import InvPriorError
+from napari_invprior.study.lineup import usual_solver
 
 WIDTH = 420
 """Pixels that the controls need side by side."""
@@ -101,6 +102,7 @@ class Workbench(Dock):
         for panel in (self.data, self.references, self.prior, self.result):
             panel.changed.connect(self._update)
         self.data.changed.connect(self._on_data)
+        self.prior.chooser.list.currentIndexChanged.connect(lambda _: self._propose_solver())
         self.runs.changed.connect(self._update)
         self.runs.said.connect(self._say)
         prior, result, runner = self.prior, self.result, self.runs.runner
@@ -162,7 +164,12 @@ class Workbench(Dock):
         ndim = self.data.ndim
         self.prior.chooser.set_dimensions(ndim)
         self.result.solver.set_dimensions(ndim)
+        self._propose_solver()
         self.references.picker.ndim = ndim
+
+    def _propose_solver(self) -> None:
+        """The solver that goes with the chosen prior, unless one was chosen by hand."""
+        self.result.solver.propose(usual_solver(self.prior.chooser.method, self.data.ndim).name)
 
     def _update(self) -> None:
         """Enable what can be done, and say in place what is missing."""
@@ -173,11 +180,12 @@ class Workbench(Dock):
         patch = self.prior.patch(self.data.ndim)
         if patch is not None:
             self.references.set_patch(patch)
-        self.references.set_pairs(self.prior.chooser.method.cls.needs_measurement)
+        self.references.set_pairs("pair" in self.prior.chooser.method.inputs)
         missing = self.references.problem() or ("" if patch else "correct the values above")
         prior, result = self.prior, self.result
         mine = runner.name == ESTIMATE and runner.state != "stopping"
         self.data.operator.set_state(idle=idle, mine=mine)
+        prior.chooser.list.setEnabled(idle)  # what is learnt belongs to the prior on show
         prior.train.setEnabled(idle and not missing)
         prior.pause.setEnabled(training and runner.state in ("running", "paused"))
         prior.pause.setChecked(runner.state == "paused")
@@ -212,7 +220,7 @@ class Workbench(Dock):
 
     def _say(self, text: str, warning: bool) -> None:
         self._messages = [*self._messages[-19:], text]
-        self.message.say(text, FAULT if warning else "")
+        self.message.say(text, FAULT if warning else "", self._messages[-2::-1])
 
     # ---- actions
 

@@ -131,9 +131,9 @@ class PatchDiscrepancy(PatchPrior):
         if not self.balanced or count >= 100_000:
             return ""
         return (
-            f"the image holds {count} patches, too few to have the same statistics as the "
-            "references: balanced transport then forces structure into it that is not there; "
-            "choose the semi-unbalanced form"
+            "choose the semi-unbalanced form: the image holds "
+            f"{count} patches, too few to have the same statistics as the references, and "
+            "balanced transport then forces structure into it that is not there"
         )
 
     def g(self, x: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class PcaMixtureParameters(Parameters):
     name="pca_gmm",
     title="PCA-GMM (joint)",
     papers=("2009.07520",),
-    inputs=("references", "observation"),
+    inputs=("references", "pair", "observation"),
     outputs=("prior", "reconstruction"),
     needs_references=True,
     uncertainty=True,

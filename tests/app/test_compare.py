@@ -97,6 +97,11 @@ def test_four_methods_side_by_side_and_back(window, compare, tmp_path):
     assert places == sorted(places)
     assert places[0] == (0, 0)
     assert viewer.layers["Gaussian mixture"].name_overlay.visible
+    canvas = viewer.window._qt_window._qt_viewer.canvas
+    viewer.scene.camera.center, viewer.scene.camera.zoom = (0, 12.0, 34.0), 5.5
+    window.settle(0.2)
+    assert len(canvas.grid_cameras) >= len(shown) == 5
+    assert {(c.zoom, tuple(c.center)[-2:]) for c in canvas.grid_cameras} == {(5.5, (12.0, 34.0))}
     viewer.layers["Gaussian mixture"].contrast_limits = (0.2, 0.6)
     assert viewer.layers["patchNR (workbench)"].contrast_limits == [0.2, 0.6]
     result = viewer.layers["patchNR (workbench)"]
@@ -194,6 +199,12 @@ def test_a_trained_prior_is_used_as_it_is(window, compare):
     wanted = compare_run.plan(window.bench, [compare._candidates[OURS]], ours=True)
     assert wanted.prior is window.bench.prior.prior
     assert wanted.recipe["methods"][0]["prior"]["kind"] == TINY_PRIOR["kind"]
+    window.bench.prior.chooser.choose(QUICK_GMM)
+    other = compare_run.plan(window.bench, [compare._candidates[OURS]], ours=True)
+    assert other.prior is None, "what is compared is the prior on show"
+    assert other.recipe["methods"][0]["title"].startswith("Gaussian mixture")
+    assert other.recipe["methods"][0]["prior"]["kind"] == "gmm"
+    window.bench.prior.chooser.choose(TINY_PRIOR)
     press(window, compare, compare.compare)
     finish(window, compare)
     assert compare.run.rows[0].figures["training_seconds"] == 0

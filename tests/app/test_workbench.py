@@ -200,11 +200,13 @@ def test_a_pair_is_offered_where_the_prior_learns_from_pairs(window):
     window.wait()
     assert bench.prior.fitted, bench.message.text()
     assert bench.prior.prior.factor == (2, 2)
+    bench.result.maps.setChecked(True)
     bench.result.run.click()
     window.wait()
     shown = bench.runs.history.shown
     assert shown is not None, bench.message.text()
     assert shown.data.shape == (64, 64)
+    assert "component 1" in window.viewer.layers
     assert "weight" not in bench.result.about.text()
     bench.result.solver.choose({"kind": "variational"})
     bench.prior.chooser.choose(TINY_PRIOR)

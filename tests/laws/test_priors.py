@@ -191,7 +191,7 @@ def test_channels(method: registry.Method, ndim: int, channels: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)
-def test_poor_references_are_refused(method: registry.Method, ndim: int) -> None:
+def test_poor_references_are_refused(method: registry.Method, ndim: int) -> None:  # row 8
     prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
     constant = Reference(torch.full((1, *(20,) * ndim), 0.5))
     small = Reference(torch.rand((1, *(5,) * ndim)))
@@ -200,6 +200,23 @@ def test_poor_references_are_refused(method: registry.Method, ndim: int) -> None
         with pytest.raises(InvalidInput):
             jobs.run(fit(prior, [reference], seed=0))
         assert not prior.is_fitted
+
+
+@pytest.mark.parametrize(("method", "ndim"), PRIORS)
+def test_identical_patches_give_finite_numbers(  # rows 46 and 47
+    method: registry.Method, ndim: int
+) -> None:
+    """Few distinct patches, each many times: ties, zero distances, singular covariances."""
+    edge = 3
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.rand((1, *(edge,) * ndim), generator=generator)
+    image = tile.repeat(1, *(30 // edge if ndim == 2 else 12 // edge,) * ndim)
+    prior = method.cls(method.parameters(patch_size=edge, **QUICK[method.name]), ndim=ndim)
+    jobs.run(fit(prior, [Reference(image)], seed=0))
+    for x in (image, torch.full_like(image, 0.5), torch.zeros_like(image)):
+        value, gradient = prior.subset_value_and_grad(x[None], generator)
+        for found in (prior.g(x[None]), prior.grad(x[None]), value, gradient):
+            assert bool(torch.isfinite(found).all())
 
 
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)

@@ -44,7 +44,7 @@ def test_log_det_is_that_of_the_jacobian(dim, condition):
     assert abs(float(truth - flow.inverse(x, extra)[1][0])) < 1e-9
 
 
-def test_log_scales_are_clamped():
+def test_log_scales_are_clamped():  # row 46
     flow, x, _ = make(6, 0)
     flow.weights.mul_(1e4)
     _, log_det = flow.inverse(x)
@@ -70,7 +70,7 @@ def test_zero_last_layers_give_the_fitted_gaussian():
     assert (potential - truth).abs().max() < 1e-9
 
 
-def test_whitening_floor_keeps_flat_directions_finite():
+def test_whitening_floor_keeps_flat_directions_finite():  # row 46
     x = torch.rand(4, 100, generator=torch.Generator().manual_seed(0))
     x[3] = x[2]
     white = Whitening.fit(x, floor=1e-4)

@@ -101,7 +101,7 @@ def test_settling_falls_from_the_present_rate_to_the_end():
     assert not Trainer(PatchDensity(CouplingFlow(4, 8)), torch.rand(9, 4), constant).settle(5)
 
 
-def test_roll_back_halves_the_step_and_gives_up_with_a_diagnosis():
+def test_roll_back_halves_the_step_and_gives_up_with_a_diagnosis():  # row 45
     rows = torch.rand(300, 4)
     trainer = Trainer(PatchDensity(CouplingFlow(4, 8)), rows, PLAN)
     for _ in range(20):
@@ -117,7 +117,7 @@ def test_roll_back_halves_the_step_and_gives_up_with_a_diagnosis():
         trainer.step()
 
 
-def test_roll_back_recovers_when_the_fault_passes():
+def test_roll_back_recovers_when_the_fault_passes():  # row 45
     rows = torch.rand(300, 4)
     trainer = Trainer(PatchDensity(CouplingFlow(4, 8)), rows, PLAN)
     first = trainer.step()

@@ -42,14 +42,14 @@ def test_a_good_sinogram_raises_no_doubt(make, noise, scan):
     assert found.observed is None
 
 
-def test_a_transposed_sinogram_of_equal_edges():
+def test_a_transposed_sinogram_of_equal_edges():  # row 24
     square = Scan(tuple(np.arange(128) * math.pi / 128), 128)
     assert "transposed" in said(sinogram(square).T.copy(), square)
 
 
 @pytest.mark.parametrize("shift", [-3.4, -1.0, 0.8, 5.25])
 @pytest.mark.parametrize("scan", [PARALLEL, FAN])
-def test_the_rotation_axis_is_found(shift, scan):
+def test_the_rotation_axis_is_found(shift, scan):  # row 24
     """To a fifth of a bin on a clean scan; the number is offered as physics.centre."""
     moved = Scan(scan.angles, scan.bins, scan.spacing, shift, scan.source, scan.detector)
     text = said(sinogram(moved, 0.8 * ellipses(128, 2), 0.1), scan)
@@ -58,12 +58,12 @@ def test_the_rotation_axis_is_found(shift, scan):
     assert said(sinogram(moved, ellipses(128, 2), 0.1), moved) == ""
 
 
-def test_counts_instead_of_line_integrals():
+def test_counts_instead_of_line_integrals():  # row 24
     counts = 4096 * np.exp(-0.03 * sinogram())
     assert "counts" in said(counts)
 
 
-def test_negative_line_integrals():
+def test_negative_line_integrals():  # row 24
     assert "negative" in said(sinogram() - 6.0)
     assert "negative" in said(-sinogram())
 
@@ -74,7 +74,7 @@ def test_an_object_wider_than_the_detector():
 
 
 @pytest.mark.parametrize("value", [0.0, 12.0])
-def test_dead_bins_are_found_and_proposed_as_mask(value):
+def test_dead_bins_are_found_and_proposed_as_mask(value):  # row 25
     y = sinogram()
     y[:, [40, 71]] = value
     found = inspected(y)
@@ -84,7 +84,7 @@ def test_dead_bins_are_found_and_proposed_as_mask(value):
 
 
 @pytest.mark.parametrize("offset", [4.0, -4.0])
-def test_a_ring_is_found(offset):
+def test_a_ring_is_found(offset):  # row 25
     """5 % of the largest line integral, in a foam whose neighbours differ by 2 %."""
     y = sinogram()
     y[:, 55] += offset
@@ -93,7 +93,7 @@ def test_a_ring_is_found(offset):
     assert found.observed is not None and not found.observed[:, 55].any()
 
 
-def test_saturated_samples_are_found():
+def test_saturated_samples_are_found():  # row 25
     y = np.minimum(sinogram(), 0.85 * sinogram().max())
     found = inspected(y)
     assert "saturated" in found.messages[0].text

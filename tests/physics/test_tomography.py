@@ -74,7 +74,7 @@ def prepared(
 # --- angles -------------------------------------------------------------------------------------
 
 
-def test_listed_angles_in_degrees_and_radians_agree_and_say_so() -> None:
+def test_listed_angles_in_degrees_and_radians_agree_and_say_so() -> None:  # row 23
     degrees = tuple(float(a) for a in range(0, 180, 10))
     in_degrees = physics(angles=degrees)
     in_radians = physics(angles=tuple(np.deg2rad(degrees).tolist()))
@@ -87,7 +87,7 @@ def test_listed_angles_in_degrees_and_radians_agree_and_say_so() -> None:
     assert odd.level == "warning" and "turns" in odd.text
 
 
-def test_unsorted_angles_are_harmless_and_duplicates_are_told() -> None:
+def test_unsorted_angles_are_harmless_and_duplicates_are_told() -> None:  # row 23
     image = tensor(ellipses(32))
     order = np.random.default_rng(0).permutation(18)
     mixed = physics(angles=tuple(float(10 * a) for a in order), angle_unit="degrees")
@@ -114,7 +114,7 @@ def test_angles_come_from_files(suffix: str, tmp_path: Any) -> None:
 # --- shapes and refusals ------------------------------------------------------------------------
 
 
-def test_a_wrong_number_of_rows_is_refused_with_both_numbers() -> None:
+def test_a_wrong_number_of_rows_is_refused_with_both_numbers() -> None:  # row 23
     with pytest.raises(InvalidInput, match="59 rows but the scan 60 angles"):
         physics(angle_count=60).in_shape((59, 64))
     with pytest.raises(InvalidInput, match="transposed"):
@@ -263,7 +263,7 @@ def test_a_reference_in_another_unit_is_told() -> None:
     assert any("lies outside" in text for text in texts)
 
 
-def test_dead_bins_become_unobserved_and_check_shows_them() -> None:
+def test_dead_bins_become_unobserved_and_check_shows_them() -> None:  # row 25
     data = sinogram(foam(96, 3), angle_count=60)
     data[:, 40] = 0
     problem, texts = prepared(data, {"good": foam(96, 4)})

@@ -196,7 +196,7 @@ def test_em_follows_sklearn_from_the_same_start():
     assert mixture.covariances().numpy() == pytest.approx(peer.covariances_, rel=1e-3, abs=1e-6)
 
 
-def test_an_empty_component_moves_to_the_worst_explained_patch():
+def test_an_empty_component_moves_to_the_worst_explained_patch():  # row 46
     patches = 0.1 * torch.randn((3, 400), generator=torch.Generator().manual_seed(0))
     patches[:, 7] = 3.0
     start = Mixture.from_covariances(
@@ -279,7 +279,7 @@ def test_should_stop_ends_the_job():
     assert max(e.step for e in stopped if isinstance(e, Progress)) == 0
 
 
-def test_more_components_than_patches_allow_is_reduced_with_a_warning():
+def test_more_components_than_patches_allow_is_reduced_with_a_warning():  # row 46
     prior = GaussianMixture(GaussianMixtureParameters(components=500), ndim=2)
     events = list(prior.fit([gravel(30)]))
     texts = [e.text for e in events if isinstance(e, Message) and e.level == "warning"]
@@ -341,7 +341,7 @@ def test_cubes_in_three_dimensions():
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def test_constant_references_and_few_patches_are_refused():
+def test_constant_references_and_few_patches_are_refused():  # row 8
     prior = GaussianMixture(GaussianMixtureParameters(), ndim=2)
     with pytest.raises(InvalidInput, match="constant"):
         run(prior.fit([Reference(torch.full((1, 40, 40), 0.3))]))

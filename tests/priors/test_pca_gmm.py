@@ -181,8 +181,7 @@ def test_a_pair_out_of_register_is_reported():
         assert any("(+3.0, +0.0)" in t for t in texts) == warned
 
 
-def test_too_many_components_are_dropped_with_a_warning():
-    """Fault row 46."""
+def test_too_many_components_are_dropped_with_a_warning():  # row 46
     prior = PcaMixture(PcaMixtureParameters(components=500, rank=10, mode="hddc"), ndim=2)
     fine = photograph("brick-reference", 80)
     events = list(prior.fit([Reference(fine, pair=functional.avg_pool2d(fine, 2))]))
@@ -190,8 +189,8 @@ def test_too_many_components_are_dropped_with_a_warning():
     assert any("500 components need more" in e.text for e in events if isinstance(e, Message))
 
 
-def test_duplicates_are_learnt_without_harm():
-    """Fault row 47: every patch of this image occurs many times."""
+def test_duplicates_are_learnt_without_harm():  # row 47
+    """Every patch of this image occurs many times."""
     tile = torch.rand((1, 4, 4), generator=torch.Generator().manual_seed(0))
     fine = tile.repeat(1, 16, 16)
     prior = PcaMixture(PcaMixtureParameters(components=4, patch_size=4), ndim=2)

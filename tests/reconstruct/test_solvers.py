@@ -183,7 +183,7 @@ def test_plateau_stops_early(problem: Any, prior: Any) -> None:
     assert steps[0.05] < 200
 
 
-def test_an_infinite_objective_is_diagnosed(problem: Any, prior: Any) -> None:
+def test_an_infinite_objective_is_diagnosed(problem: Any, prior: Any) -> None:  # row 45
     _, y, physics, noise = problem
 
     class Broken(GaussianMixture):

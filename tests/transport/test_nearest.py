@@ -47,7 +47,7 @@ def test_many_sites_are_met_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(whole[0], parts[0], atol=1e-6)
 
 
-def test_duplicates_and_ties_give_finite_numbers() -> None:
+def test_duplicates_and_ties_give_finite_numbers() -> None:  # row 47
     sites = torch.full((9, 50), 0.5)
     value, index = Sites(sites).nearest(torch.full((9, 20), 0.5))
     assert float(value.abs().max()) < 1e-6

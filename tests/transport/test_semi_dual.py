@@ -122,7 +122,7 @@ def test_stochastic_ascent_approaches_the_maximum() -> None:
     assert last == pytest.approx(exact, rel=0.05)
 
 
-def test_identical_patches_give_finite_numbers() -> None:
+def test_identical_patches_give_finite_numbers() -> None:  # row 47
     dual = SemiDual(torch.full((4, 30), 0.5))
     value = solved(dual, torch.full((4, 50), 0.5), 0.01, 3)
     assert abs(value) < 1e-6
