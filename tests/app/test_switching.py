@@ -11,7 +11,6 @@ from qtpy.QtWidgets import QAbstractButton, QCheckBox, QComboBox
 from napari_invprior import registry
 from napari_invprior.app.controls import MethodChooser
 from napari_invprior.app.forms import Form
-from napari_invprior.app.history import HEAT
 from tests.app.conftest import TINY_PRIOR
 
 pytestmark = pytest.mark.gui
@@ -183,7 +182,7 @@ def test_maps_open_beside_the_result_and_can_be_read(window, kind):
     low, high = heat.contrast_limits
     values = np.clip((heat.data - low) / (high - low), 0, 1)
     assert np.ptp(np.percentile(values, (10, 90))) > 0.2
-    assert heat.colormap.name == HEAT
+    assert heat.colormap.name == "inferno"
     assert index.data.min() >= 1
     assert index.data.max() <= QUICK_TRANSPORT["reference_patches"]
 

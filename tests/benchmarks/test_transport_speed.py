@@ -98,6 +98,7 @@ print(value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
+@pytest.mark.timeout(3600)
 def test_large_clouds_fit_two_gigabytes(benchmark: Any, capsys: Write) -> None:
     def ours() -> list[str]:
         done = subprocess.run(
