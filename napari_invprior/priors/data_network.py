@@ -10,7 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -58,9 +58,8 @@ class DataNetworkParameters(WassersteinParameters):
         None, "Largest step of Adam; it falls to zero. Empty: 1e-3, in the paper's network the "
         "paper's.", advanced=True,
     )
-    weight: Annotated[float, Field(ge=1e-9, le=1e6)] | Literal["auto"] = parameter(
-        5.0,
-        "How much the patches count against the data; 'auto': so that the residual is the noise.",
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] = parameter(
+        5.0, "How much the patches count against the data."
     )
 
 
@@ -158,10 +157,9 @@ class DataNetworkPrior(WassersteinPatchPrior):
         if self._net is not None and factor == self._factor:
             net.load_state_dict(self._net.state_dict())
         variance = measurement.noise.variance_level(y)
-        weight = self.parameters.weight
         energy = PatchEnergy(
             self, tiles, variance, patches=self.parameters.patches_per_step,
-            weight=FIRST_WEIGHT if weight == "auto" else weight, automatic=weight == "auto",
+            weight=self.parameters.weight,
         )
         generator = torch.Generator().manual_seed(seed)
         yield from self._train(net, tiles, energy, generator, should_stop)

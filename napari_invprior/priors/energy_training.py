@@ -19,8 +19,6 @@ from napari_invprior.errors import JobError
 from napari_invprior.jobs import Event, Preview, ShouldStop, Stage, never
 from napari_invprior.priors.data_tiles import Tiles
 
-WEIGHT_GAIN = 0.05
-"""How fast the automatic weight follows the residual."""
 EXPLODED = 1e3
 RISE = 0.1
 """Share of the steps during which the learning rate rises."""
@@ -135,8 +133,8 @@ class PatchEnergy:
         Variance of the noise.
     patches : int
         Patches per step.
-    weight, automatic : float, bool
-        The (first) weight, and whether it follows the residual until that is the noise.
+    weight : float
+        How much the transport counts against the misfit.
 
     Attributes
     ----------
@@ -145,11 +143,10 @@ class PatchEnergy:
     """
 
     def __init__(
-        self, prior: Any, tiles: Tiles, variance: float, *, patches: int, weight: float,
-        automatic: bool,
+        self, prior: Any, tiles: Tiles, variance: float, *, patches: int, weight: float
     ) -> None:
         self.prior, self.tiles, self.variance = prior.for_run(), tiles, variance
-        self.patches, self.weight, self.automatic = patches, weight, automatic
+        self.patches, self.weight = patches, weight
         self.residual = math.nan
         self._first: float | None = None
 
@@ -171,9 +168,6 @@ class PatchEnergy:
             raise JobError(
                 f"the network diverged (residual ratio {self.residual:.3g}); lower learning_rate"
             )
-        if self.automatic:
-            step = max(-1.0, min(1.0, math.log(self.residual)))
-            self.weight *= math.exp(-WEIGHT_GAIN * step)
         figures = {"residual": self.residual, "transport": float(values[0]), "weight": weight}
         return gradient, figures
 

@@ -10,7 +10,7 @@ import torch
 
 from napari_invprior import jobs, registry
 from napari_invprior.errors import JobError
-from napari_invprior.priors import adversarial, wppnet
+from napari_invprior.priors import adversarial, energy_training
 from napari_invprior.priors.base import Reference
 from tests.laws.test_priors import QUICK, fit, fitted, texture
 
@@ -58,8 +58,8 @@ def test_the_network_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:  # row 4
     y = texture(2, seed=4)[None]
     before = jobs.run(prior.estimate(y))
     monkeypatch.setattr(
-        wppnet.WPPNet, "_gradient",
-        lambda self, images, *_: (math.nan, 1.0, torch.zeros_like(images)),
+        energy_training.PatchEnergy, "__call__",
+        lambda self, images, *_: (torch.zeros_like(images), {"residual": math.nan}),
     )
     with pytest.raises(JobError, match="lower learning_rate"):
         learn(prior)
