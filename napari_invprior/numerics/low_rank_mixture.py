@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from napari_invprior.numerics.pairs import Pairs, PairwiseDensity
+from napari_invprior.numerics.pairs import Pairs, PairwiseDensity, drawn_by_component
 
 CHUNK_NUMBERS = 2_000_000
 """Projections worked on at a time, so that they stay in the cache."""
@@ -98,15 +98,13 @@ class LowRankMixture:
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` draws, (d, n), float64 on the CPU."""
-        which = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
-        normal = torch.randn((n, self.dim), generator=generator, dtype=torch.float64)
-        draws = torch.empty_like(normal)
-        for k in which.unique().tolist():
-            here, basis = which == k, self.vectors[k].cpu()
-            spread, noise = self.values[k].sqrt().cpu(), self.noises[k].sqrt().cpu()
-            along = (normal[here] @ basis) * (spread - noise)
-            draws[here] = self.means[k].cpu() + noise * normal[here] + along @ basis.T
-        return draws.T.contiguous()
+
+        def colour(k: int, z: Tensor) -> Tensor:
+            basis, noise = self.vectors[k].cpu(), self.noises[k].sqrt().cpu()
+            along = (z @ basis) * (self.values[k].sqrt().cpu() - noise)
+            return self.means[k].cpu() + noise * z + along @ basis.T
+
+        return drawn_by_component(self.weights, self.dim, n, generator, colour)
 
 
 class LowRankDensity(PairwiseDensity):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from napari_invprior.numerics.pairs import Pairs, PairwiseDensity, log_sum
+from napari_invprior.numerics.pairs import Pairs, PairwiseDensity, drawn_by_component, log_sum
 
 CHUNK_NUMBERS = 1_100_000
 """Numbers in one chunk of products, so that it stays in the second-level cache."""
@@ -85,14 +85,11 @@ class Mixture:
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` draws, (d, n), float64 on the CPU."""
-        which = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
-        normal = torch.randn((n, self.dim), generator=generator, dtype=torch.float64)
-        draws = torch.empty_like(normal)
-        for k in which.unique().tolist():
-            here = which == k
-            shape = (self.vectors[k] * self.values[k].sqrt()).cpu()
-            draws[here] = normal[here] @ shape.T + self.means[k].cpu()
-        return draws.T.contiguous()
+
+        def colour(k: int, z: Tensor) -> Tensor:
+            return z @ (self.vectors[k] * self.values[k].sqrt()).cpu().T + self.means[k].cpu()
+
+        return drawn_by_component(self.weights, self.dim, n, generator, colour)
 
 
 class MixtureDensity(PairwiseDensity):

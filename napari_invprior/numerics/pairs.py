@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,26 @@ PAIR_NUMBERS = 16_000_000
 """Numbers in the differences of one block, which bounds the memory."""
 LOG_NEGLIGIBLE = -36.0
 """Log of the smallest posterior probability; the next smaller ones change nothing in float64."""
+
+
+
+def drawn_by_component(
+    weights: Tensor,
+    dim: int,
+    n: int,
+    generator: torch.Generator,
+    colour: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """``n`` draws of a mixture, (dim, n), float64 on the CPU.
+
+    ``colour(k, z)`` turns standard normal rows (m, dim) into draws of component k.
+    """
+    which = torch.multinomial(weights.cpu(), n, replacement=True, generator=generator)
+    draws = torch.randn((n, dim), generator=generator, dtype=torch.float64)
+    for k in which.unique().tolist():
+        here = which == k
+        draws[here] = colour(k, draws[here])
+    return draws.T.contiguous()
 
 
 @dataclass(frozen=True)

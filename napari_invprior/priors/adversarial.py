@@ -20,11 +20,18 @@ from napari_invprior.numerics.reflect import mirrored_index
 from napari_invprior.numerics.separable import gaussian_kernel
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.patchwise import MAP_BLOCK, PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.patchwise import (
+    FEWEST_PATCHES,
+    MAP_BLOCK,
+    PREVIEW_PATCHES,
+    PatchPotential,
+    masked_planes,
+    refuse_constant,
+    too_few,
+)
 from napari_invprior.priors.state import check_entry
 from napari_invprior.registry import register
 
-FEWEST_PATCHES = 100
 MOST_PATCHES = 500_000
 MOST_BLUR, MOST_NOISE, BLUR_TAPS = 0.3, 0.2, 5
 """Fakes: blurred by a Gaussian of up to so many px, with noise up to this level (grey)."""
@@ -164,22 +171,11 @@ class AdversarialRegulariser(PatchPotential):
         self, references: Sequence[Reference], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Training and held-out patches as rows and columns."""
-        planes = [
-            (plane, reference.mask)
-            for reference in references
-            for plane in self.as_planes(reference.image[None])
-        ]
+        planes = masked_planes(references, self)
         draws = draw_patches(planes, self.patch, generator, MOST_PATCHES)
         if draws.distinct < FEWEST_PATCHES or 0 in (len(draws.train), len(draws.held_out)):
-            raise InvalidInput(
-                f"the references hold {draws.distinct} patches of {self.patch} px to learn from; "
-                f"at least {FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
-            )
-        if float(draws.train.std()) < 1e-6:
-            raise InvalidInput(
-                f"the references are constant (value {float(draws.train.mean()):.4g}); pick a "
-                "region that shows the material"
-            )
+            raise too_few(draws.distinct, self.patch)
+        refuse_constant(draws.train)
         index = torch.randint(len(draws.held_out), (1024,), generator=generator)
         held_out = draws.held_out[index].T.contiguous()
         return draws.train.to(self.device), held_out.to(self.device)

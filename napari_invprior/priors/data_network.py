@@ -29,7 +29,6 @@ from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.state import check_entry
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
 
-FIRST_WEIGHT = 3.0
 LARGEST_FACTOR = 16
 USUAL_RATE = 1e-3
 

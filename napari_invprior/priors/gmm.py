@@ -25,15 +25,20 @@ from napari_invprior.numerics.mixture import LOG_2PI, Mixture, MixtureDensity
 from napari_invprior.numerics.patches import symmetries
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.patchwise import (
+    FEWEST_PATCHES,
+    PREVIEW_PATCHES,
+    PatchPotential,
+    masked_planes,
+    refuse_constant,
+    too_few,
+)
 from napari_invprior.priors.state import check_entry, check_orthonormal, check_positive
 from napari_invprior.registry import register
 
 WHERE = "Gaussian mixture state"
 Edge = Annotated[int, Field(ge=1, le=32)]
 
-FEWEST_PATCHES = 100
-"""Fewer patches than this tell nothing about a texture."""
 PATCHES_PER_COMPONENT = 10
 """A component needs so many patches."""
 PATCHES_EARLY = 200
@@ -211,24 +216,13 @@ class GaussianMixture(PatchPotential):
         self, references: Sequence[Reference], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, int]:
         """Training and held-out patches as columns, and how many components they can feed."""
-        planes = [
-            (plane, reference.mask)
-            for reference in references
-            for plane in self.as_planes(reference.image[None])
-        ]
+        planes = masked_planes(references, self)
         most = self.parameters.max_patches
         draws = draw_patches(planes, self.patch, generator, most)
         train, held_out = draws.train.T, draws.held_out.T
         if train.shape[1] < FEWEST_PATCHES:
-            raise InvalidInput(
-                f"the references hold {train.shape[1]} patches of {self.patch} px to learn from; "
-                f"at least {FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
-            )
-        if float(train.std()) < 1e-6:
-            raise InvalidInput(
-                f"the references are constant (value {float(train.mean()):.4g}); pick a region "
-                "that shows the material"
-            )
+            raise too_few(train.shape[1], self.patch)
+        refuse_constant(train)
         components = self._component_count(train.shape[1])
         if self._symmetric(train, components):
             train = self._turned(train, min(most, MANY_PATCHES * components), generator)

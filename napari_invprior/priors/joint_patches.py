@@ -20,8 +20,9 @@ from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, magnification, to_blocks
 from napari_invprior.physics.unobserved import Masked
 from napari_invprior.priors.base import Measurement, Reference
+from napari_invprior.priors.patchwise import FEWEST_PATCHES
 
-FEWEST_PATCHES, FEWEST_HELD_OUT = 100, 20
+FEWEST_HELD_OUT = 20
 HELD_OUT_LIMIT = 10_000
 TRACE = 1e-4
 """A poor sample counts as unknown where more than this share of its light is unknown."""

@@ -115,6 +115,38 @@ class PatchPrior(Prior):
         """
 
 
+FEWEST_PATCHES = 100
+"""Fewer patches than this tell nothing about a texture."""
+
+
+def masked_planes(
+    references: Sequence[Reference], prior: PatchPrior
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Planes (C, *space) of all references, each with the mask of its reference."""
+    return [
+        (plane, reference.mask)
+        for reference in references
+        for plane in prior.as_planes(reference.image[None])
+    ]
+
+
+def too_few(count: int, patch: Sequence[int], use: str = "learn from") -> InvalidInput:
+    """The refusal of references that hold only so many patches."""
+    return InvalidInput(
+        f"the references hold {count} patches of {patch} px to {use}; at least {FEWEST_PATCHES} "
+        "are needed: pick a larger region or a smaller patch"
+    )
+
+
+def refuse_constant(patches: Tensor) -> None:
+    """Refuse reference patches that show nothing."""
+    if float(patches.std()) < 1e-6:
+        raise InvalidInput(
+            f"the references are constant (value {float(patches.mean()):.4g}); pick a region that "
+            "shows the material"
+        )
+
+
 class PatchPotential(PatchPrior):
     """A prior that is the mean of a potential over all patches: ``g(x) = mean_i potential(P_i x)``.
 

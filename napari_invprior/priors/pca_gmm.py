@@ -19,7 +19,6 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.joint_fit import JointFit
 from napari_invprior.priors.joint_patches import (
-    FEWEST_PATCHES,
     JointDraws,
     alignment_warnings,
     draw_joint,
@@ -28,7 +27,13 @@ from napari_invprior.priors.joint_patches import (
     usable_measurement,
 )
 from napari_invprior.priors.patch_estimate import PatchEstimate, label_and_likelihood
-from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
+from napari_invprior.priors.patchwise import (
+    FEWEST_PATCHES,
+    PREVIEW_PATCHES,
+    PatchPotential,
+    refuse_constant,
+    too_few,
+)
 from napari_invprior.priors.state import (
     check_entry,
     check_orthonormal,
@@ -350,16 +355,8 @@ class PcaMixture(PatchPotential):
         draws = draw_joint(planes, self.patch, generator, self.parameters.max_patches)
         count = draws.patches.shape[1]
         if count < FEWEST_PATCHES:
-            raise InvalidInput(
-                f"the references hold {count} patches of {self.patch} px to learn from; "
-                f"at least {FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
-            )
-        good = draws.patches[: self.dim]
-        if float(good.std()) < 1e-6:
-            raise InvalidInput(
-                f"the references are constant (value {float(good.mean()):.4g}); pick a region that "
-                "shows the material"
-            )
+            raise too_few(count, self.patch)
+        refuse_constant(draws.patches[: self.dim])
         return draws.to(self.device)
 
     # --- keeping ----------------------------------------------------------------------------

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from napari_invprior.errors import InvalidInput
 from napari_invprior.networks.draws import require_patches
 from napari_invprior.numerics.patches import gather_patches, positions_inside, symmetries
 from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit, valid_at_scale
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.patchwise import PatchPrior
-
-FEWEST_PATCHES = 100
-"""Fewer patches than this tell nothing about a texture."""
+from napari_invprior.priors.patchwise import FEWEST_PATCHES, PatchPrior, refuse_constant, too_few
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,7 @@ def draw_reference_patches(
     if total < FEWEST_PATCHES:
         if scale > 0:
             return None
-        raise InvalidInput(
-            f"the references hold {total} patches of {prior.patch} px to compare with; at least "
-            f"{FEWEST_PATCHES} are needed: pick a larger region or a smaller patch"
-        )
+        raise too_few(total, prior.patch, "compare with")
     require_patches(min(total, most), prior.dim)
     chosen = torch.randperm(total, generator=generator)[:most].sort().values
     patches, weights, first = [], [], 0
@@ -87,11 +80,7 @@ def draw_reference_patches(
         patches.append(gather_patches(plane, prior.patch_grid(plane.shape[1:]), places[mine]))
         weights.append(plane.new_full((len(mine),), weight))
     columns, masses = torch.cat(patches, 1), torch.cat(weights)
-    if float(columns.std()) < 1e-6:
-        raise InvalidInput(
-            f"the references are constant (value {float(columns.mean()):.4g}); pick a region that "
-            "shows the material"
-        )
+    refuse_constant(columns)
     if turned:
         columns, masses = _turned(columns, masses, prior, most, generator)
     return ReferencePatches(columns.to(prior.device), (masses / masses.sum()).to(prior.device))

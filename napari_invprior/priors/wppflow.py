@@ -17,15 +17,13 @@ from napari_invprior.parameters import parameter
 from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
-from napari_invprior.priors.data_network import (
-    FIRST_WEIGHT,
-    DataNetworkParameters,
-    DataNetworkPrior,
-)
+from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.registry import register
 
+CENTRE_WEIGHT = 3.0
+"""Largest weight while the centre learns alone."""
 LARGEST_GRADIENT = 100.0
 """Longer gradients of a training step are shortened to this norm."""
 
@@ -152,7 +150,7 @@ class WPPFlow(DataNetworkPrior):
                 y, first = tiles.draw(chosen.tiles, generator, self.joint_channels)
                 return centre(y, first), None, y
 
-            energy.weight = min(chosen.weight, FIRST_WEIGHT)
+            energy.weight = min(chosen.weight, CENTRE_WEIGHT)
             yield from train(
                 centre, images, energy, steps=first_steps, learning_rate=self.learning_rate,
                 generator=generator, stage=stage, should_stop=should_stop,

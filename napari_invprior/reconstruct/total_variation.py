@@ -7,13 +7,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from napari_invprior.jobs import Event, Job, Preview, Result, ShouldStop, Stage, forward, never
+from napari_invprior.jobs import (
+    Event,
+    Job,
+    Message,
+    Preview,
+    Result,
+    ShouldStop,
+    Stage,
+    forward,
+    never,
+)
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.base import Solver
-from napari_invprior.reconstruct.weight import Weight, WeightChoice, WeightRule, choose_weight
+from napari_invprior.reconstruct.case import Case, find_weight
+from napari_invprior.reconstruct.weight import Weight, WeightChoice, WeightRule
 from napari_invprior.registry import register
 
 Box = tuple[float, float]
@@ -193,7 +204,7 @@ def smooth_start(
 ) -> Job:
     """The image of total variation with its automatic weight, a first image for other solvers."""
     solver = TotalVariation(TotalVariationParameters())
-    choice: WeightChoice = yield from forward(
-        choose_weight(solver, y, physics, noise, None, seed=seed, should_stop=should_stop)
-    )
+    search = find_weight(Case(y, physics, noise, seed=seed), solver, None, should_stop=should_stop)
+    # what it says of a weight would be taken for that of the solver that goes on from here
+    choice: WeightChoice = yield from forward(e for e in search if not isinstance(e, Message))
     yield from solver.solve(y, physics, noise, weight=choice.weight, should_stop=should_stop)

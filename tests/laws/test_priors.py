@@ -12,6 +12,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Prior, Reference
+from napari_invprior.priors.data_network import DataNetworkPrior
 from napari_invprior.priors.patchwise import PatchPotential
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -60,7 +61,7 @@ def measurement(prior: Prior) -> Measurement:
 
 def fit(prior: Any, references: list[Reference], **options: Any) -> jobs.Job:
     """`Prior.fit`, with data for the priors that learn from them."""
-    if prior.name in ("wppnet", "wppflow"):
+    if isinstance(prior, DataNetworkPrior):
         options["measurement"] = measurement(prior)
     job: jobs.Job = prior.fit(references, **options)
     return job

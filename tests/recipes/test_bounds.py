@@ -142,7 +142,7 @@ MANY = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_priors_at_their_bounds(method: registry.Method, ndim: int, data: st.DataObject) -> None:
     prior = data.draw(choice(method, ndim))
-    direct = method.name in ("pca_gmm", "wppnet", "wppflow")
+    direct = hasattr(method.cls, "estimate")
     solver = {"kind": "direct"} if direct else {"kind": "variational", "weight": 1, "iterations": 1}
     recipe = BASE | {"references": [{"layer": "reference"}], "prior": prior, "solver": solver}
     starts_or_is_refused(recipe, ndim)
