@@ -187,11 +187,11 @@ class SemiDual:
         if coarse is not None:
             some, dual = coarse
             yield from dual.solve(some, tolerance)
-            # the potential of the other sites: the largest that leaves every point its price
-            prices = Sites(some)
-            self.psi = prices.nearest(self.sites.sites, dual.plan(some).potentials)[0]
+            self.psi = dual._extended(some, self.sites.sites)
         levels = self._levels(points, tolerance)
-        for level in levels[-2:] if coarse is not None else levels:
+        if coarse is not None:  # free masses settle more slowly
+            levels = levels[-1:] if self.rho is None else levels[-2:]
+        for level in levels:
             yield self._climb(points, level)
         self.last_level = levels[-1]
         before = -math.inf
@@ -234,12 +234,22 @@ class SemiDual:
         )
         return points[:, some].contiguous(), dual
 
+    def _extended(self, points: Tensor, sites: Tensor) -> Tensor:
+        """The best potential of other sites, with the prices that the points have here."""
+        level = self.last_level
+        prices = self.plan(points, level).potentials
+        equal = torch.full_like(prices, -math.log(len(prices)))
+        psi = sites.new_empty(sites.shape[1])
+        for here, values, *_ in Sites(points).soft_minimum(sites, prices, equal, level):
+            psi[here] = values
+        return psi if self.rho is None else psi * (self.rho / (self.rho + level))
+
     def _levels(self, points: Tensor, tolerance: float) -> list[float]:
         """Sinking levels of smoothing."""
         spread = float(points.var(1).sum() + self.sites.sites.var(1).sum())
         last = self.epsilon
         if last == 0:
-            last = 3 * tolerance * float(self.plan(points).potentials.double().mean().abs())
+            last = 4 * tolerance * float(self.plan(points).potentials.double().mean().abs())
             last = max(last, 1e-7 * spread, 1e-30)
         count = max(0, math.ceil(math.log(max(FIRST_SMOOTHING * spread / last, 1), ANNEALING)))
         return [last * ANNEALING**k for k in range(count, -1, -1)]
