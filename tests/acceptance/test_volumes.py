@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from napari_invprior import recipes, registry
+from napari_invprior.io.arrays import image_from_array
 from napari_invprior.jobs import run
 from napari_invprior.numerics.metrics import psnr
 from napari_invprior.physics.base import Physics
@@ -27,6 +29,7 @@ from napari_invprior.reconstruct.propose import (
 from napari_invprior.reconstruct.weight import PIECE_SAMPLES, choose_weight
 from napari_invprior.samples import binary_volume, grey_volume
 from napari_invprior.study.baselines import best_total_variation
+from napari_invprior.study.lineup import usual_solver
 
 pytestmark = pytest.mark.slow
 Show = Callable[[str], None]
@@ -216,6 +219,39 @@ def test_automatic_weight(kind: str, show: Show) -> None:
         f"{max(scores, key=scores.__getitem__):.3f}; loss {oracle - ours:.2f} (<= 0.15)"
     )
     assert ours >= oracle - 0.15
+
+
+@pytest.mark.parametrize(
+    "name", [method.name for method in registry.methods("prior") if 3 in method.dimensions]
+)
+def test_every_prior_on_64_cubed_in_three_minutes(name: str, show: Show) -> None:
+    """Training, automatic weight and image, with the defaults and the solver of the window."""
+    images = {"truth": volume("grey", 1, (64, 64, 64)), "reference": volume("grey", 0)}
+    recipe = {
+        "observation": {"simulate_from": {"layer": "truth"}},
+        "references": [{"layer": "reference"}],
+        "physics": {"kind": "superresolution", "factor": 2, "blur_sigma": 1},
+        "noise": {"kind": "gaussian", "sigma": 0.01},
+        "prior": {"kind": name},
+        "solver": {"kind": usual_solver(registry.get("prior", name), 3).name},
+        "baselines": False,
+        "rim": RIM,
+    }
+    arrays = {
+        key: image_from_array(x.squeeze(0).squeeze(0).numpy(), name=key, ndim=3)
+        for key, x in images.items()
+    }
+    torch.set_num_threads(2)
+    begin = time.monotonic(), time.process_time()
+    outcome = recipes.execute(recipe, arrays=arrays)
+    seconds, cpu = time.monotonic() - begin[0], time.process_time() - begin[1]
+    torch.set_num_threads(1)
+    figures = outcome.metrics
+    show(
+        f"64^3 x2, {name}: {figures['psnr']:.2f} dB, weight {figures.get('weight', 1):.4g}, "
+        f"{seconds:.0f} s ({cpu:.0f} CPU-s), peak {outcome.peak_memory_mb:.0f} MB"
+    )
+    assert seconds < 180
 
 
 @pytest.mark.parametrize("kind", ["bin 3", "grey"])
