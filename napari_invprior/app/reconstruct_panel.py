@@ -90,7 +90,8 @@ class ReconstructPanel(Section):
         history.setToolTip("Results of this session.")
         self.box.addLayout(row(history, self.older, self.shown, self.newer, 1, self.save,
                                spacing=3))
-        self.set_weight(1e-2)
+        self._unit = self._share = 1.0
+        self.set_weight(1.0)
         self._on_automatic(True)
         self.solver.changed.connect(self._on_solver)
         self._on_solver()
@@ -108,7 +109,9 @@ class ReconstructPanel(Section):
         self.changed.emit()
 
     def _on_slider(self, position: int) -> None:
-        self.number.setText(f"{10 ** (position / STEPS_PER_DECADE):.3g}")
+        value = 10 ** (position / STEPS_PER_DECADE)
+        self._share = value / self._unit
+        self.number.setText(f"{value:.3g}")
         self.number.setStyleSheet("")
 
     def _on_number(self) -> None:
@@ -136,7 +139,13 @@ class ReconstructPanel(Section):
         if value > 0:
             self.slider.setValue(round(math.log10(value) * STEPS_PER_DECADE))
         self.slider.blockSignals(False)
+        self._share = value / self._unit
         self.number.setText(f"{value:.3g}")
+
+    def set_unit(self, unit: float) -> None:
+        """Keep the weight as large as it was beside the usual one of another prior or solver."""
+        share, self._unit = self._share, unit
+        self.set_weight(share * unit)
 
     # ---- recipe
 

@@ -28,7 +28,7 @@ from napari_invprior.app.reference_panel import ReferencePanel
 from napari_invprior.app.runs import ESTIMATE, PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
 from napari_invprior.errors import InvPriorError
-from napari_invprior.study.lineup import usual_solver
+from napari_invprior.study.lineup import usual_solver, usual_weight
 
 WIDTH = 420
 """Pixels that the controls need side by side."""
@@ -69,6 +69,7 @@ class Workbench(Dock):
         self._lay_out()
         self._connect()
         self._bind_keys()
+        self._scale_weight()
         self._on_layers()
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -103,6 +104,7 @@ class Workbench(Dock):
             panel.changed.connect(self._update)
         self.data.changed.connect(self._on_data)
         self.prior.chooser.list.currentIndexChanged.connect(lambda _: self._propose_solver())
+        self.result.solver.list.currentIndexChanged.connect(lambda _: self._scale_weight())
         self.runs.changed.connect(self._update)
         self.runs.said.connect(self._say)
         prior, result, runner = self.prior, self.result, self.runs.runner
@@ -170,6 +172,11 @@ class Workbench(Dock):
     def _propose_solver(self) -> None:
         """The solver that goes with the chosen prior, unless one was chosen by hand."""
         self.result.solver.propose(usual_solver(self.prior.chooser.method, self.data.ndim).name)
+        self._scale_weight()
+
+    def _scale_weight(self) -> None:
+        """Weights of priors and solvers differ in size by some hundred."""
+        self.result.set_unit(usual_weight(self.result.solver.method, self.prior.chooser.method))
 
     def _update(self) -> None:
         """Enable what can be done, and say in place what is missing."""

@@ -76,3 +76,18 @@ def usual_solver(prior: registry.Method, ndim: int) -> registry.Method:
     if splits and not hasattr(prior.cls, "denoise_patches"):
         return registry.get("solver", "variational")
     return default
+
+
+def usual_weight(solver: registry.Method, prior: registry.Method) -> float:
+    """The order of magnitude of a weight, to begin with when it is chosen by hand.
+
+    Examples
+    --------
+    >>> variational = registry.get("solver", "variational")
+    >>> [round(usual_weight(variational, registry.get("prior", name)), 3)
+    ...     for name in ("gmm", "wasserstein")]
+    [0.004, 1.4]
+    """
+    weights: tuple[float, ...] = solver.cls.automatic_weights  # type: ignore[attr-defined]
+    scale: float = prior.cls.weight_scale if solver.cls.needs_prior else 1.0  # type: ignore[attr-defined]
+    return weights[len(weights) // 2] * scale

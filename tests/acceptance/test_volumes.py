@@ -238,7 +238,7 @@ def test_every_prior_on_64_cubed_in_three_minutes(name: str, show: Show) -> None
         "rim": RIM,
     }
     arrays = {
-        key: image_from_array(x.squeeze(0).squeeze(0).numpy(), name=key, ndim=3)
+        key: image_from_array(x[0].numpy(), name=key, ndim=3)
         for key, x in images.items()
     }
     torch.set_num_threads(2)

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QAbstractButton, QCheckBox, QComboBox
 from napari_invprior import registry
 from napari_invprior.app.controls import MethodChooser
 from napari_invprior.app.forms import Form
+from napari_invprior.study.lineup import usual_weight
 from tests.app.conftest import TINY_PRIOR
 
 pytestmark = pytest.mark.gui
@@ -24,8 +25,14 @@ def kept(bench):
     """What no switch of prior or operator may touch."""
     return (
         bench.data.observation.currentText(), bench.references.part(), bench.data.noise.choice(),
-        bench.result.automatic.isChecked(), bench.result.number.text(), bench.data.ndim,
+        bench.result.automatic.isChecked(), bench.data.ndim,
     )
+
+
+def weight_share(bench):
+    """The weight beside the usual one."""
+    usual = usual_weight(bench.result.solver.method, bench.prior.chooser.method)
+    return bench.result.weight_value() / usual
 
 
 def fits(window, chooser):
@@ -58,13 +65,14 @@ def test_switching_the_prior_keeps_what_still_fits_and_what_was_learnt(window):
     bench = window.bench
     bench.data.noise.form.set_values({"sigma": 0.02})
     bench.result.set_weight(0.03)
-    before, solver = kept(bench), bench.result.solver.choice()
+    before, solver, share = kept(bench), bench.result.solver.choice(), weight_share(bench)
     first = train(window, TINY_PRIOR)
     for name in PRIORS:
         bench.prior.chooser.list.choose(name)
         window.settle(0.1)
         assert kept(bench) == before, name
         assert bench.result.solver.choice() == solver, "chosen by hand"
+        assert weight_share(bench) == pytest.approx(share, rel=0.01)
         assert bench.prior.chooser.choice()["patch_size"] == 4, name
         assert ("hidden" in bench.prior.chooser.form.editors) == (name == "patchnr")
         assert bench.prior.fitted == bench.result.run.isEnabled() == (name == "patchnr"), name
@@ -82,6 +90,7 @@ def test_switching_the_prior_keeps_what_still_fits_and_what_was_learnt(window):
     bench.prior.chooser.list.choose("patchnr")
     window.settle(0.1)
     assert bench.prior.prior is first
+    assert bench.result.weight_value() == 0.03
     assert bench.prior.chooser.choice() == TINY_PRIOR
     assert bench.prior.about.text().startswith("trained")
     bench.prior.chooser.form.set_values(TINY_PRIOR | {"kind": None, "hidden": 16})
