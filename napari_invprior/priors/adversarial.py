@@ -62,8 +62,11 @@ class AdversarialParameters(Parameters):
     learning_rate: Annotated[float, Field(ge=1e-8, le=0.1)] = parameter(
         3e-4, "First step of Adam; it falls to zero (the paper: 1e-4, constant).", advanced=True
     )
-    width: Annotated[int, Field(ge=1, le=1024)] = parameter(
-        64, "Feature maps of the first layer; the second has twice as many.", advanced=True
+    width: Annotated[int, Field(ge=1, le=1024)] | None = parameter(
+        None,
+        "Feature maps of the first layer, the second has twice as many; empty is 64 in 2D and 16 "
+        "in 3D.",
+        advanced=True,
     )
 
 
@@ -108,6 +111,8 @@ class AdversarialRegulariser(PatchPotential):
         super().__init__(parameters, ndim=ndim, channels=channels, device=device)
         if min(self.patch) < 3:
             raise InvalidInput(f"patch_size = {self.patch}: a critic needs at least 3 px per axis")
+        width = parameters.width or (64 if ndim == 2 else 16)
+        self._widths = width, 2 * width
         self._critic: PatchCritic | None = None
 
     # --- use --------------------------------------------------------------------------------
@@ -155,17 +160,17 @@ class AdversarialRegulariser(PatchPotential):
     def _require_memory(self) -> None:
         """Refuse batches of patches that cannot be held with all their feature maps."""
         chosen = self.parameters
-        kernels = 2 * chosen.width**2 * 3**self.ndim
-        maps = 2 * chosen.batch * chosen.width * math.prod(self.patch)
+        kernels = math.prod(self._widths) * 3**self.ndim
+        maps = 2 * chosen.batch * self._widths[0] * math.prod(self.patch)
         require(
             4 * (KEPT_KERNELS * kernels + KEPT_MAPS * maps),
-            f"a training step with batch {chosen.batch} and width {chosen.width}",
+            f"a training step with batch {chosen.batch} and width {self._widths[0]}",
             "lower batch, width or patch_size",
         )
 
     def _fresh(self, generator: torch.Generator) -> PatchCritic:
-        widths = self.parameters.width, 2 * self.parameters.width
-        return PatchCritic(self.joint_channels, self.patch, widths, generator).to(self.device)
+        critic = PatchCritic(self.joint_channels, self.patch, self._widths, generator)
+        return critic.to(self.device)
 
     def _patches(
         self, references: Sequence[Reference], generator: torch.Generator

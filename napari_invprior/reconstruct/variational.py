@@ -38,6 +38,8 @@ from napari_invprior.registry import register
 
 MAX_HALVINGS = 3
 """So often the step is halved after an explosion before the job gives up."""
+SETTLING, LAST_SHARE = 30, 0.05
+"""From a plateau on, the step of Adam falls to this share within so many steps."""
 
 
 class VariationalParameters(Parameters):
@@ -61,7 +63,9 @@ class VariationalParameters(Parameters):
         0.01, "Step of Adam.", unit="grey", advanced=True
     )
     stride: Annotated[int, Field(ge=1, le=64)] | None = parameter(
-        None, "Step of the patch grid; empty: half the patch edge.", unit="px", advanced=True
+        None,
+        "Step of the patch grid; empty: half the patch edge in 2D, the patch edge in 3D.",
+        unit="px", advanced=True,
     )
     patch_count: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
         None,
@@ -164,7 +168,6 @@ class Variational(Solver):
         time_budget_s: float | None,
     ) -> Iterator[Event]:
         stage = Stage("reconstruct", self.parameters.iterations)
-        plateau = Plateau(self.parameters.plateau)
         last_preview = -math.inf
         for step, (x, message) in enumerate(iterates, 1):
             if message is not None:
@@ -175,7 +178,7 @@ class Variational(Solver):
             if stage.seconds - last_preview > 0.5:
                 last_preview = stage.seconds
                 yield Preview("image", x.numpy(force=True).copy(), "reconstruct")
-            if plateau.reached(objective.value, residual) or should_stop():
+            if should_stop():
                 break
             if time_budget_s is not None and stage.seconds > time_budget_s:
                 yield Message(f"time budget of {time_budget_s:g} s used after {step} steps")
@@ -184,8 +187,13 @@ class Variational(Solver):
         yield Result(x)
 
     def _adam(self, objective: Objective, x: Tensor) -> Iterator[tuple[Tensor, Event | None]]:
-        """Adam whose step decays over the last half, so that the random grids average out."""
+        """Adam whose step decays over the last half, so that the random grids average out.
+
+        On a plateau it decays over `SETTLING` steps instead: a stop there would keep the noise.
+        """
         total, rate = self.parameters.iterations, self.parameters.learning_rate
+        plateau, last = Plateau(self.parameters.plateau), self.parameters.iterations
+        brake, braking = 1.0, 1.0
         first, second = torch.zeros_like(x), torch.zeros_like(x)
         safe = x.clone()
         halvings = 0
@@ -212,8 +220,13 @@ class Variational(Solver):
             second.lerp_(gradient**2, 0.01)
             corrected = (second / (1 - 0.99**step)).sqrt_().add_(1e-12)
             decay = 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * step / total - 1)))
-            x = x - (rate * (0.05 + 0.95 * decay) / (1 - 0.9**step)) * first / corrected
+            x = x - (rate * (0.05 + 0.95 * decay) * brake / (1 - 0.9**step)) * first / corrected
             yield x, message
+            if braking == 1 and plateau.reached(objective.value, objective.residual):
+                last, braking = min(total, step + SETTLING), LAST_SHARE ** (1 / SETTLING)
+            brake *= braking
+            if step >= last:
+                return
 
     def _lbfgs(self, objective: Objective, x: Tensor) -> Iterator[tuple[Tensor, Event | None]]:
         """L-BFGS on one fixed grid of patches."""
@@ -223,9 +236,11 @@ class Variational(Solver):
             gradient = objective.gradient(image)
             return objective.total, gradient
 
-        iterates = islice(minimise(value_and_grad, x), self.parameters.iterations)
-        for image in iterates:
+        plateau = Plateau(self.parameters.plateau)
+        for image in islice(minimise(value_and_grad, x), self.parameters.iterations):
             yield image, None
+            if plateau.reached(objective.value, objective.residual):
+                return
 
 
 class Objective:
@@ -246,7 +261,8 @@ class Objective:
         self.generator = torch.Generator().manual_seed(seed)
         rim = parameters.rim
         self.margins = [(p - 1 if rim is None else rim,) * 2 for p in prior.patch]
-        self.stride = parameters.stride or tuple(max(1, p // 2) for p in prior.patch)
+        usual = [p if prior.ndim == 3 else max(1, p // 2) for p in prior.patch]
+        self.stride = parameters.stride or tuple(usual)
         self.value = self.residual = self.total = math.nan
         self._first: float | None = None
         self._grid: PatchGrid | None = None
