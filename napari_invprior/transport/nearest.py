@@ -11,12 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SITES_PER_GROUP = 32
+SITES_PER_GROUP = 16
 """Sites whose minimum is taken first; only the best group is looked at again."""
-BLOCK_NUMBERS = 400_000
+SITES_PER_PART = 1024
+"""Sites that points meet in one product, where only the nearest one is wanted."""
+BLOCK_NUMBERS = 800_000
 """Distances in one block, so that it stays in the second-level cache."""
-MOST_SITES = 4096
-"""Sites that are met in one block; more of them are taken in turns."""
+ALIGNED, FEWEST_COLUMNS = 64, 128
+"""Points of a block are a multiple of the first: rows of other lengths, and short ones, take
+several times longer to reduce."""
 LOG_NEGLIGIBLE = -36.0
 """Log of the smallest share; smaller ones change nothing."""
 FAR = 1e30
@@ -53,7 +56,6 @@ class Sites:
         self._squares = (centred**2).sum(0)
         self._rows[:, d] = FAR
         self._rows[: self.count, d] = self._squares
-        self._psi: Tensor | None = None
 
     def nearest(self, points: Tensor, psi: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``min_j |x - y_j|^2 - psi_j`` (n,) and the smallest such ``j`` (n,) of points (d, n).
@@ -62,15 +64,27 @@ class Sites:
         """
         values = points.new_empty(points.shape[1])
         index = torch.empty(points.shape[1], dtype=torch.long, device=points.device)
-        for here, squares, scores in self._scores(points, psi):
-            value, which = _group_minimum(scores[0])
-            for part, first in zip(scores[1:], self._firsts()[1:], strict=True):
-                other, there = _group_minimum(part)
-                closer = other < value
-                value = torch.where(closer, other, value)
-                which = torch.where(closer, there + first, which)
-            values[here] = value + squares
-            index[here] = which
+        rows = self._priced(psi)
+        groups = rows.view(-1, SITES_PER_GROUP * rows.shape[1])
+        parts = rows.split(SITES_PER_PART)
+        firsts = range(0, len(groups), SITES_PER_PART // SITES_PER_GROUP)
+        width = _columns(len(parts[0]))
+        buffer = rows.new_empty(len(parts[0]) * width)
+        for here, x, squares in self._blocks(points, width):
+            n = len(squares)
+            least = torch.full_like(squares, torch.inf)
+            group = torch.zeros(n, dtype=torch.long, device=points.device)
+            for first, part in zip(firsts, parts, strict=True):
+                scores = torch.mm(part, x, out=buffer[: len(part) * n].view(-1, n))
+                # the plain minimum is vectorised, the search for its row is not
+                value, which = scores.view(-1, SITES_PER_GROUP, n).amin(1).min(0)
+                closer = value < least
+                least = torch.where(closer, value, least)
+                group = torch.where(closer, which + first, group)
+            nearby = groups.index_select(0, group).view(n, SITES_PER_GROUP, -1)
+            within = torch.linalg.vecdot(nearby, x.T.contiguous()[:, None]).argmin(1)
+            values[here] = least + squares
+            index[here] = group * SITES_PER_GROUP + within
         return values, index
 
     def soft_minimum(
@@ -88,47 +102,33 @@ class Sites:
             (M, n) and (n,): the share of site j in point i is ``shares[j, i] / totals[i]``. Both
             are overwritten by the next block.
         """
-        shifted = psi + epsilon * log_weights
-        for here, squares, parts in self._scores(points, shifted, scale=-1 / epsilon, whole=True):
-            scores = parts[0][: self.count]
+        rows = self._priced(psi + epsilon * log_weights)[: self.count]
+        width = _columns(self.count)
+        buffer = rows.new_empty(self.count * width)
+        for here, x, squares in self._blocks(points, width):
+            n = len(squares)
+            scores = torch.mm(rows, x.mul_(-1 / epsilon), out=buffer[: self.count * n].view(-1, n))
             peak = scores.amax(0)
             # denormal numbers would make exp and the products that follow many times slower
             shares = scores.sub_(peak).clamp_min_(LOG_NEGLIGIBLE).exp_()
             totals = shares.sum(0)
             yield here, squares - epsilon * (peak + totals.log()), shares, totals
 
-    def _firsts(self) -> range:
-        return range(0, len(self._rows), MOST_SITES)
-
-    def _scores(
-        self, points: Tensor, psi: Tensor | None, *, scale: float = 1.0, whole: bool = False
-    ) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
-        """Columns, ``|x|^2`` and ``scale (|y_j|^2 - 2 x.y_j - psi_j)`` in parts of (M, n)."""
-        d = points.shape[0]
+    def _priced(self, psi: Tensor | None) -> Tensor:
+        """Rows whose product with ``(x, 1)`` is ``|y_j|^2 - 2 x.y_j - psi_j``, in whole groups."""
         rows = self._rows
-        rows[: self.count, d] = self._squares if psi is None else self._squares - psi
-        parts = [rows] if whole else list(rows.split(MOST_SITES))
-        block = max(16, BLOCK_NUMBERS // len(parts[0]))
-        buffers = [rows.new_empty((len(part), block)) for part in parts]
-        for start in range(0, points.shape[1], block):
-            x = points.new_ones((d + 1, min(block, points.shape[1] - start)))
-            torch.sub(points[:, start : start + block], self._centre, out=x[:d])
-            squares, n = torch.linalg.vecdot(x[:d], x[:d], dim=0), x.shape[1]
-            x *= scale
-            scores = [
-                torch.mm(part, x, out=buffer.view(-1)[: len(part) * n].view(-1, n))
-                for part, buffer in zip(parts, buffers, strict=True)
-            ]
-            yield slice(start, start + n), squares, scores
+        rows[: self.count, -1] = self._squares if psi is None else self._squares - psi
+        return rows
+
+    def _blocks(self, points: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Columns, centred points with a row of ones (d + 1, n), and their ``|x|^2``."""
+        d, count = points.shape
+        for start in range(0, count, width):
+            x = points.new_ones((d + 1, min(width, count - start)))
+            torch.sub(points[:, start : start + width], self._centre, out=x[:d])
+            yield slice(start, start + width), x, torch.linalg.vecdot(x[:d], x[:d], dim=0)
 
 
-def _group_minimum(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum over the rows of (M, n) and its row; M is a multiple of `SITES_PER_GROUP`.
-
-    The plain minimum is vectorised, the search for its row is not: it looks at one group only.
-    """
-    groups = scores.view(-1, SITES_PER_GROUP, scores.shape[1])
-    value, group = groups.amin(1).min(0)
-    columns = torch.arange(scores.shape[1], device=scores.device)
-    inner = groups[group, :, columns].argmin(1)
-    return value, group * SITES_PER_GROUP + inner
+def _columns(sites: int) -> int:
+    """Points that meet so many sites in one block."""
+    return max(FEWEST_COLUMNS, BLOCK_NUMBERS // sites // ALIGNED * ALIGNED)

@@ -33,10 +33,12 @@ from napari_invprior.transport.nearest import Sites
 ANNEALING = 4.0
 """Factor between two levels of smoothing."""
 STEPS_PER_LEVEL = 9
+MISPLACED = 4.0
+"""A level is done when the share of misplaced mass is this many times the tolerance."""
 FIRST_SMOOTHING = 0.06
 """First level, as a share of the spread of both clouds."""
-COARSE_POINTS = 4000
-"""Larger problems are solved for so many points and sites first."""
+SMALL, COARSENING = 4000, 4
+"""Problems of more points or sites are solved for a share of them first, one in so many."""
 LARGEST_EXPONENT = 30.0
 DRAWN_RATE = 0.1
 """Step of `SemiDual.ascend`, as a share of the transport cost."""
@@ -187,16 +189,16 @@ class SemiDual:
         if coarse is not None:
             some, dual = coarse
             yield from dual.solve(some, tolerance)
-            self.psi = dual._extended(some, self.sites.sites)
-        levels = self._levels(points, tolerance)
+            self.psi = dual._extended(points, self.sites.sites)
+        levels, enough = self._levels(points, tolerance), MISPLACED * tolerance
         if coarse is not None:  # free masses settle more slowly
             levels = levels[-1:] if self.rho is None else levels[-2:]
         for level in levels:
-            yield self._climb(points, level)
+            yield self._climb(points, level, enough)
         self.last_level = levels[-1]
         before = -math.inf
         for _ in range(rounds - 1):
-            reached = self._climb(points, levels[-1])
+            reached = self._climb(points, levels[-1], enough)
             yield reached
             if reached - before <= 0.1 * torch.finfo(self.psi.dtype).eps * abs(reached):
                 break
@@ -205,15 +207,24 @@ class SemiDual:
             self._transform(points)
             yield float(self.value(self.plan(points)))
 
-    def _climb(self, points: Tensor, level: float) -> float:
-        """Some steps of L-BFGS on D with smoothing ``level``; the new value."""
+    def _climb(self, points: Tensor, level: float, enough: float) -> float:
+        """L-BFGS on D with smoothing ``level`` until so little mass is misplaced; the new value."""
+        values: list[float] = []
+        misplaced = math.inf
 
         def function(psi: Tensor) -> tuple[float, Tensor]:
-            return self._smoothed(points, psi, level)
+            nonlocal misplaced
+            value, slope = self._smoothed(points, psi, level)
+            values.append(-value)
+            misplaced = 0.5 * float(slope.abs().sum())
+            return value, slope
 
+        reached = 0  # the call that belongs to the present potential
         for psi in islice(minimise(function, self.psi, first_step=level), STEPS_PER_LEVEL):
-            self.psi = psi
-        return -function(self.psi)[0]
+            self.psi, reached = psi, len(values) - 1
+            if misplaced < enough:
+                break
+        return values[reached]
 
     def _transform(self, points: Tensor) -> None:
         """Replace ``psi`` by the transform of ``f``; never lowers D of balanced transport."""
@@ -224,11 +235,15 @@ class SemiDual:
     def _coarse(self, points: Tensor) -> tuple[Tensor, SemiDual] | None:
         """The problem with fewer points and sites; None where it is small."""
         n, count = points.shape[1], self.sites.count
-        if max(n, count) <= COARSE_POINTS:
+        if max(n, count) <= SMALL:
             return None
         generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(n, generator=generator)[:COARSE_POINTS].to(points.device)
-        few = torch.randperm(count, generator=generator)[:COARSE_POINTS].to(points.device)
+
+        def draw(size: int) -> Tensor:
+            most = max(min(size, SMALL), -(-size // COARSENING))
+            return torch.randperm(size, generator=generator)[:most].to(points.device)
+
+        some, few = draw(n), draw(count)
         dual = SemiDual(
             self.sites.sites[:, few], self.weights[few], epsilon=self.epsilon, rho=self.rho
         )

@@ -40,7 +40,7 @@ def test_equals_brute_force(d: int, n: int, count: int, spread: float, offset: f
 def test_many_sites_are_met_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     points, sites, psi = cloud(8, 500, 0), cloud(8, 700, 1), 0.1 * cloud(1, 700, 2)[0]
     whole = Sites(sites).nearest(points, psi)
-    monkeypatch.setattr(nearest, "MOST_SITES", 128)
+    monkeypatch.setattr(nearest, "SITES_PER_PART", 128)
     monkeypatch.setattr(nearest, "BLOCK_NUMBERS", 5000)
     parts = Sites(sites).nearest(points, psi)
     assert torch.equal(whole[1], parts[1])

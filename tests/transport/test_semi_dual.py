@@ -46,7 +46,7 @@ def test_weights_of_the_sites_count() -> None:
 
 
 def test_large_problems_start_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semi_dual, "COARSE_POINTS", 100)
+    monkeypatch.setattr(semi_dual, "SMALL", 100)
     points, sites = gaussian_clouds()
     exact = ot.emd2([], [], costs(points, sites))
     assert solved(SemiDual(sites), points, 0.005) == pytest.approx(exact, rel=0.01)
