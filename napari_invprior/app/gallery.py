@@ -41,13 +41,19 @@ class PatchGallery(QWidget):
 
     def __init__(self, title: str, empty: str, height: int = 84) -> None:
         super().__init__()
-        self._title, self._empty = title, empty
+        self._empty = empty
         self._tiles: np.ndarray | None = None
         self._limits = (0.0, 1.0)
         self._image: QImage | None = None
         self.setMinimumSize(60, height)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.setToolTip(f"{title}: {empty}.")
+        self.set_title(title)
+
+    def set_title(self, title: str) -> None:
+        """Say what the patches are."""
+        self._title = title
+        self.setToolTip(f"{title}: {self._empty}." if title else "")
+        self.update()
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Room wanted."""

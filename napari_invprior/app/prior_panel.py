@@ -70,7 +70,7 @@ class PriorPanel(Section):
         self.box.addWidget(self.bar)
         self.box.addWidget(self.about)
         self.plot = LossPlot(94)
-        self.gallery = PatchGallery("generated patches", "appear while it trains", 94)
+        self.gallery = PatchGallery("", "appear while it trains", 94)
         pictures = row(self.plot, self.gallery, spacing=6)
         pictures.setStretch(0, 1)
         pictures.setStretch(1, 1)
@@ -79,6 +79,7 @@ class PriorPanel(Section):
         self._shown = self._key
         self.limits: tuple[float, float] | None = None
         self.chooser.changed.connect(self._on_choice)
+        self._show_what_it_learns()
 
     # ---- the prior in hand
 
@@ -147,8 +148,14 @@ class PriorPanel(Section):
             self._shown = self._key
             self._clear()
             self.bar.setValue(0)
+            self._show_what_it_learns()
         self._describe()
         self.changed.emit()
+
+    def _show_what_it_learns(self) -> None:
+        cls: Any = self.chooser.method.cls
+        self.gallery.set_title(cls.previews)
+        self.plot.setVisible(cls.optimises)
 
     def patch(self, ndim: int, channels: int = 1) -> tuple[int, ...] | None:
         """Patch edges of the chosen prior; None while its form is faulty."""

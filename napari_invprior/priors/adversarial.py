@@ -99,6 +99,7 @@ class AdversarialRegulariser(PatchPotential):
     Parameters = AdversarialParameters
     parameters: AdversarialParameters
     weight_scale = 120.0
+    previews = "degraded patches it met"
 
     def __init__(
         self,

@@ -100,6 +100,10 @@ class Prior(ABC):
     """Usual weight of this prior over that of a negative log-likelihood (the unit of ``g``)."""
     needs_measurement: ClassVar[bool] = False
     """Whether `fit` takes a `Measurement` as ``measurement``: the prior serves one operator."""
+    optimises: ClassVar[bool] = True
+    """Whether `fit` brings a loss down, so that there is a curve to follow."""
+    previews: ClassVar[str] = "generated patches"
+    """What the patches are that `fit` shows."""
 
     def __init__(
         self, parameters: Declaration, *, ndim: int, channels: int = 1, device: str = "cpu"

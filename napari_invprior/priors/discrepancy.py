@@ -82,6 +82,8 @@ class PatchDiscrepancy(PatchPrior):
     Parameters: ClassVar[type[DiscrepancyParameters]]
     parameters: DiscrepancyParameters
     weight_scale = 350.0
+    optimises = False
+    previews = "patches it compares with"
     balanced: ClassVar[bool] = False
     """Whether every reference patch must be used as often as it occurs in the references."""
 

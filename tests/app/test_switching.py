@@ -236,3 +236,18 @@ def test_lists_say_automatic_and_boxes_have_one_label(qtbot, method):
     qtbot.addWidget(form)
     assert all("--" not in box.currentText() for box in form.findChildren(QComboBox))
     assert all(box.text() == "" for box in form.findChildren(QCheckBox))
+
+
+def test_the_pictures_of_step_3_say_what_they_are_and_no_curve_is_shown_where_there_is_none(window):
+    window.add_small()
+    bench = window.bench
+    for method in registry.methods("prior"):
+        bench.prior.chooser.list.choose(method.name)
+        window.settle(0.05)
+        gallery, plot = bench.prior.gallery, bench.prior.plot
+        assert gallery.toolTip().startswith(method.cls.previews), method.name
+        assert plot.isVisible() == method.cls.optimises, method.name
+        left = plot.width() if method.cls.optimises else 0
+        assert gallery.width() > 0.9 * (gallery.parentWidget().width() - left - 24), method.name
+    learnt = {m.cls.previews for m in registry.methods("prior")}
+    assert len(learnt) == 3, "generated, met and compared patches are told apart"
