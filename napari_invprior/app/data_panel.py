@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Image, Labels, Layer
+from napari.layers import Labels, Layer
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QLabel, QToolButton, QWidget
 from superqt.utils import qdebounced
@@ -18,10 +18,12 @@ from napari_invprior.app.layers import (
     Snapshot,
     finest,
     geometry_of,
+    images_of,
     is_lazy,
     layer_or_none,
     possible_dimensions,
     recipe_of,
+    role_of,
     subset,
 )
 from napari_invprior.app.operator_row import OperatorRow
@@ -33,12 +35,6 @@ QUICK = 4_000_000
 """Samples of an observation whose noise is estimated while the user looks on."""
 
 WORDS = {2: "2D", 3: "3D"}
-
-
-def role_of(layer: Layer) -> str:
-    """What our sample data say a layer is for: ``"observation"``, ``"reference"``, ..."""
-    facts = layer.metadata.get(META)
-    return str(facts.get("role", "")) if isinstance(facts, dict) else ""
 
 
 def by_role(layers: list[Layer], role: str) -> str | None:
@@ -109,19 +105,17 @@ class DataPanel(Section):
 
     def images(self) -> list[Layer]:
         """Layers that can be an observation, a reference or a truth."""
-        return [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+        return images_of(self.viewer)
 
     def _mask_layers(self) -> list[str]:
-        return [
-            layer.name for layer in self.viewer.layers if isinstance(layer, Image | Labels)
-        ]
+        return [layer.name for layer in images_of(self.viewer, Labels)]
 
     def refresh(self) -> None:
         """The viewer's layers changed."""
         images = self.images()
         active = self.viewer.layers.selection.active
         told = by_role(images, "observation")
-        wanted = told or (active.name if isinstance(active, Image) else None)
+        wanted = told or (active.name if active in images else None)
         sources = [layer for layer in images if recipe_of(layer) is None]
         self.observation.offer([(i.name, i.name) for i in sources], wanted, keep=not told)
         truth = by_role(images, "truth")

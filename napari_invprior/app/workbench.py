@@ -21,12 +21,14 @@ from qtpy.QtWidgets import (
 from napari_invprior.app.controls import FAULT, Sentence
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.dock import Dock
+from napari_invprior.app.jobs import read_along
 from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
 from napari_invprior.app.runs import ESTIMATE, PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
+from napari_invprior.app.volume_guard import VolumeGuard
 from napari_invprior.errors import InvPriorError
 from napari_invprior.study.lineup import usual_solver, usual_weight
 
@@ -71,6 +73,7 @@ class Workbench(Dock):
         self._bind_keys()
         self._scale_weight()
         self._on_layers()
+        self.guard = VolumeGuard(self.viewer, read_along)
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Wide enough for all buttons; the height scrolls."""
@@ -325,6 +328,7 @@ class Workbench(Dock):
     def release(self) -> None:
         """Stop jobs, unbind mouse and keys, forget the viewer."""
         self.runs.runner.shutdown()
+        self.guard.close(restore=not self._window_closes)
         self.references.close_down()
         for keys in self._actions:
             self.viewer.bind_key(keys.replace("+", "-"), None, overwrite=True)
