@@ -250,4 +250,6 @@ def test_the_pictures_of_step_3_say_what_they_are_and_no_curve_is_shown_where_th
         left = plot.width() if method.cls.optimises else 0
         assert gallery.width() > 0.9 * (gallery.parentWidget().width() - left - 24), method.name
     learnt = {m.cls.previews for m in registry.methods("prior")}
-    assert len(learnt) == 3, "generated, met and compared patches are told apart"
+    assert len(learnt) == 4, "generated, met, compared and made patches are told apart"
+    assert registry.get("prior", "wppnet").cls.optimises, "a network learns"
+    assert not registry.get("prior", "sinkhorn").cls.optimises
