@@ -58,6 +58,7 @@ class DataPanel(Section):
         )
         self.dimensions.setMinimumContentsLength(2)
         self.dimensions.setFixedWidth(66)
+        self.dimensions.hide()
         self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
         self.gear.setToolTip("Choose the layer with the true image, where it is known.")
         super().__init__(1, "Data", self.observation, self.dimensions, self.gear)
@@ -70,7 +71,7 @@ class DataPanel(Section):
             "noise", "The noise of the observation.", inline=True
         )
         self.truth = Picker(
-            "The true image, where it is known: for figures only.", self.changed.emit
+            "The true image, where it is known: for figures only.", self._on_truth
         )
         measured = QLabel("measured by")
         measured.setToolTip("How the observation came about.")
@@ -84,8 +85,9 @@ class DataPanel(Section):
         noisy.setToolTip("The noise of the observation.")
         for label in (measured, noisy):
             label.setMinimumWidth(LABEL_WIDTH)
-        noises = row(noisy, self.noise.list, self.noise, self.noise.gear)
+        noises = row(noisy, self.noise.list, self.noise.beside, self.noise.gear)
         self.box.addLayout(noises)
+        self.box.addWidget(self.noise)
         self.truth_row = QWidget()
         known = QLabel("truth")
         known.setToolTip(self.truth.toolTip())
@@ -152,6 +154,21 @@ class DataPanel(Section):
         self.physics.set_dimensions(self.ndim)
         self._describe()
 
+    def _on_truth(self) -> None:
+        self._describe()
+
+    def known_truth(self) -> str | None:
+        """The chosen truth, where it has the shape that the result will have.
+
+        Another operator makes another result: the truth of the one before is left out then.
+        """
+        truth, layer = layer_or_none(self.viewer, self.truth.currentData()), self.layer
+        if truth is None or layer is None:
+            return None
+        grid = self._grid(layer)
+        fits = grid is None or space_shape(truth, self.ndim) == grid
+        return truth.name if fits else None
+
     # ---- the operator
 
     def _show_operator(self) -> None:
@@ -195,19 +212,25 @@ class DataPanel(Section):
         self._estimate()
         self.changed.emit()
 
-    def _sizes(self, layer: Layer) -> str:
-        space = space_shape(layer, self.ndim)
+    def _grid(self, layer: Layer) -> tuple[int, ...] | None:
+        """Shape of the result; None where only a run can tell."""
         whole = geometry_of(layer)
         geometry = subset(whole, list(range(len(whole.scale) - self.ndim, len(whole.scale))))
-        grid = grid_for(self.physics.choice(), space, geometry)
+        found = grid_for(self.physics.choice(), space_shape(layer, self.ndim), geometry)
+        return None if found is None else found[0]
+
+    def _sizes(self, layer: Layer) -> str:
+        space, grid = space_shape(layer, self.ndim), self._grid(layer)
         parts = [" × ".join(map(str, space))]
-        if grid is not None and grid[0] != space:
-            parts[0] += " → " + " × ".join(map(str, grid[0]))
+        if grid is not None and grid != space:
+            parts[0] += " → " + " × ".join(map(str, grid))
         parts[0] += " px" if self.ndim == 2 else " voxels"
         parts.append(str(finest(layer).dtype))
         if getattr(layer, "rgb", False):
             parts.append("colours")
-        scale = geometry.scale
+        if self.truth.currentData() is not None and self.known_truth() is None:
+            parts.append("truth left out: it has another size")
+        scale = layer.scale[-self.ndim :]
         if max(scale) > 1.05 * min(scale):
             parts.append("anisotropic: choose factor and blur per axis")
         return ", ".join(parts)
@@ -252,7 +275,7 @@ class DataPanel(Section):
 
     def part(self) -> dict[str, Any]:
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
-        truth = self.truth.currentData()
+        truth = self.known_truth()
         return {
             "observation": {"layer": self.observation.currentData()},
             "truth": None if truth is None else {"layer": truth},

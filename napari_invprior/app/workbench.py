@@ -68,6 +68,7 @@ class Workbench(Dock):
         self.runs = Runs(self.viewer, self, self)
         self.message = Sentence("What the running or last job said.")
         self._messages: list[str] = []
+        self._asked: dict[str, Any] | None = None
         self._lay_out()
         self._connect()
         self._bind_keys()
@@ -87,7 +88,7 @@ class Workbench(Dock):
         for panel in (self.data, self.references, self.prior, self.result):
             steps.addWidget(panel)
         steps.addStretch(1)
-        scroll = QScrollArea()
+        self.scroll = scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
@@ -111,6 +112,7 @@ class Workbench(Dock):
         self.runs.changed.connect(self._update)
         self.runs.said.connect(self._say)
         prior, result, runner = self.prior, self.result, self.runs.runner
+        prior.train_clicked.connect(lambda: self._show_step(prior))
         prior.train_clicked.connect(self.runs.train)
         prior.pause_clicked.connect(self._toggle_pause)
         prior.cancel_clicked.connect(runner.cancel)
@@ -123,6 +125,7 @@ class Workbench(Dock):
         operator.proposed = lambda: (
             self.references.image.currentData(), self.data.observation.currentData()
         )
+        result.run_clicked.connect(lambda: self._show_step(result))
         result.run_clicked.connect(self.runs.reconstruct)
         result.cancel_clicked.connect(runner.cancel)
         result.again_clicked.connect(self.runs.again)
@@ -130,6 +133,10 @@ class Workbench(Dock):
         result.save_clicked.connect(self._ask_save_result)
         result.older_clicked.connect(lambda: self._step(-1))
         result.newer_clicked.connect(lambda: self._step(1))
+
+    def _show_step(self, panel: QWidget) -> None:
+        """Scroll to where the progress of a step is shown, if it is out of sight."""
+        self.scroll.ensureWidgetVisible(panel, 0, 0)
 
     def _bind_keys(self) -> None:
         """Keys on the canvas; `keyPressEvent` does the same for keys pressed in the dock."""
@@ -171,6 +178,17 @@ class Workbench(Dock):
         self.result.solver.set_dimensions(ndim)
         self._propose_solver()
         self.references.picker.ndim = ndim
+        self._forget_fault()
+
+    def _forget_fault(self) -> None:
+        """Why a run failed is said until something else is asked for."""
+        try:
+            asked = self.data.part()
+        except InvPriorError:
+            asked = None
+        if asked != self._asked and self.result.about.property("tone") == FAULT:
+            self.result.about.say("")
+        self._asked = asked
 
     def _propose_solver(self) -> None:
         """The solver that goes with the chosen prior, unless one was chosen by hand."""
@@ -213,7 +231,8 @@ class Workbench(Dock):
         result.run.setEnabled(idle and not blocked)
         result.cancel.setEnabled(runner.name == RECONSTRUCT and runner.state != "stopping")
         shown = self.runs.history.shown
-        if idle and shown is None and not result.about.property("tone"):
+        told = shown is not None and result.about.text()
+        if idle and not told and not result.about.property("tone"):
             result.about.say(blocked or "Ready: press Reconstruct.")
         self._update_history(idle)
 
