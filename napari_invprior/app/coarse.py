@@ -26,7 +26,10 @@ READ_SHARE, READ_LEAST = 0.25, 4e9
 PIECE = 64e6
 """Bytes read at once: reading stops between two pieces."""
 INTERVAL = 0.5
-"""Seconds between two drawings of what was read: each takes the window a moment."""
+"""Seconds between two drawings of what was read, doubled each time.
+
+Software OpenGL takes seconds for each.
+"""
 
 LOOKS = {
     Image: ("opacity", "blending", "rendering", "interpolation3d", "iso_threshold", "attenuation",
@@ -216,7 +219,7 @@ class CoarseVolume:
         ``fault``, because a worker swallows some errors.
         """
         todo = self._todo  # `go_to` makes a new list: this one is then out of date
-        last = float("-inf")
+        last, wait = float("-inf"), INTERVAL
         limit = max(READ_LEAST, READ_SHARE * self.size)
         try:
             while todo and todo is self._todo:
@@ -227,8 +230,9 @@ class CoarseVolume:
                 todo.pop(0)
                 if self._read >= limit:
                     todo.clear()
-                due = not todo or time.monotonic() - last >= INTERVAL
-                last = time.monotonic() if due else last
+                due = not todo or time.monotonic() - last >= wait
+                if due:
+                    last, wait = time.monotonic(), 2 * wait
                 yield due
         except Exception as error:  # whatever a file or a graph may raise
             self.fault = str(error) or type(error).__name__

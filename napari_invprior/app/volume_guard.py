@@ -265,9 +265,9 @@ def ahead(emitter: Any, callback: Callable[[Any], None]) -> Callable[[Any], None
 def sentence(cover: Cover) -> str:
     """What is shown instead of what."""
     factor = [cover.volume.factor[a] for a in cover.volume.axes]
-    one = f"{factor[0]} per axis" if len(set(factor)) == 1 else " × ".join(map(str, factor))
+    one = " × ".join(map(str, factor))
     size = volume_bytes(samples(cover.layer, 0), cover.axes, cover.layer)
     return (
-        f"{cover.layer.name!r} is too large to be drawn in 3D ({size / 1e9:.3g} GB): it is shown "
-        f"coarsely, one voxel in {one}, until you go back to 2D."
+        f"One voxel in {one} is shown of {cover.layer.name!r}: {size / 1e9:.3g} GB are too much "
+        "for 3D. In 2D all are there."
     )
