@@ -33,6 +33,17 @@ def main() -> None:
         for name, make in pictures.items():
             if options.only in (None, name):
                 make()
+    for path in options.out.glob("*.png"):
+        shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Keep a picture below 300 kB: 256 colours are plenty for a window and grey images."""
+    from PIL import Image
+
+    picture = Image.open(path)
+    if picture.mode != "P":
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def opened(sample: str, size: tuple[int, int]):
