@@ -8,14 +8,14 @@ from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
 CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0),
-          "transport": ("patch distance", 2.0)}
+          "residual": ("misfit / noise", 2.0)}
 """Losses that are drawn as curves: label and line width."""
 
 LEVELS = {"gaussian": "Gaussian", "gmm": "GMM", "pca_gmm": "PCA-GMM"}
 """Losses that are drawn as dashed levels."""
 
 COLOURS = {"held_out": "#2f9e8f", "train": "#8aa0b4", "gaussian": "#e08a3c", "gmm": "#b678d6",
-           "pca_gmm": "#d65a7a", "transport": "#2f9e8f"}
+           "pca_gmm": "#d65a7a", "residual": "#2f9e8f"}
 
 
 class LossPlot(QWidget):
@@ -38,8 +38,8 @@ class LossPlot(QWidget):
         self.plot.setMouseEnabled(False, False)
         self.setToolTip(
             "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
-            "Gaussians reaches on the same patches. Networks that learn from the data show how far "
-            "the patches of their images are from the references."
+            "Gaussians reaches on the same patches. Networks that learn from the data show the "
+            "misfit of their images over that of the noise: near 1 is good."
         )
         self.title.setToolTip(self.toolTip())
         layout.addWidget(self.title)

@@ -30,8 +30,8 @@ def test_an_empty_plot_has_no_numbers(qtbot):
     qtbot.addWidget(plot)
     axes = [plot.plot.getPlotItem().getAxis(side) for side in ("left", "bottom")]
     assert not any(axis.style["showValues"] for axis in axes)
-    plot.add(1, {"train": 3.0, "transport": 0.2})
+    plot.add(1, {"train": 3.0, "residual": 0.2})
     assert all(axis.style["showValues"] for axis in axes)
-    assert "patch distance" in plot.title.text()
+    assert "misfit / noise" in plot.title.text()
     plot.clear()
     assert not any(axis.style["showValues"] for axis in axes)

@@ -289,7 +289,7 @@ def test_every_noise_model_fits_into_the_dock(window):
             right = widget.mapTo(inner, widget.rect().topRight()).x()
             assert right <= inner.width(), method.name
         text = noise.list.fontMetrics().horizontalAdvance(method.title)
-        assert noise.list.width() > text + 24, f"{method.title} is cut off"
+        assert noise.list.width() > text + 36, f"{method.title} is cut off"
 
 
 def test_pressing_a_button_brings_its_progress_into_view(window):
