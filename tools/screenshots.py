@@ -33,6 +33,31 @@ def main() -> None:
         for name, make in pictures.items():
             if options.only in (None, name):
                 make()
+    for path in options.out.glob("*.png"):
+        shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Keep a picture below 300 kB: 256 colours are plenty for a window and grey images.
+
+    Few pixels have a colour, and they matter: half of the palette is theirs.
+    """
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.open(path)
+    if picture.mode == "P":
+        return
+    pixels = np.asarray(picture.convert("RGB"))
+    coloured = np.ptp(pixels.astype(int), axis=-1) > 30
+    palette: list[int] = []
+    for part, count in ((pixels[coloured], 160), (pixels[~coloured], 96)):
+        if len(part):
+            palette += Image.fromarray(part[None]).quantize(count).getpalette()[: 3 * count]
+    colours = Image.new("P", (1, 1))
+    colours.putpalette(palette)
+    small = picture.convert("RGB").quantize(palette=colours, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def opened(sample: str, size: tuple[int, int]):

@@ -220,7 +220,7 @@ class Compare(Dock):
     def _described(self) -> str:
         assert self.bench is not None
         data = self.bench.data
-        truth = data.truth.currentData()
+        truth = data.known_truth()
         known = f"truth: {truth}" if truth else "no truth: PSNR and SSIM are left out"
         return f"{data.observation.currentText()}: {data.about.text()}\n{known}"
 

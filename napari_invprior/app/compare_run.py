@@ -63,7 +63,7 @@ def plan(bench: Workbench, ticked: Sequence[Candidate], *, ours: bool) -> Plan:
         "study_baselines": [c.name for c in ticked if c.method is None],
     }
     held = bench.prior.prior if ours and prior is not None and bench.prior.fitted else None
-    return Plan(recipe, held, bench.data.ndim, bench.data.truth.currentData())
+    return Plan(recipe, held, bench.data.ndim, bench.data.known_truth())
 
 
 class CompareRun(QObject):

@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
 from superqt import QElidingLabel
 
 from napari_invprior import registry
+from napari_invprior.app.fields import fields
 from napari_invprior.app.forms import Form, LayerNames
 from napari_invprior.errors import InvalidInput
 
@@ -214,7 +215,7 @@ class MethodChooser(QWidget):
     folded : bool
         Fold the whole form under the gear.
     inline : bool
-        Show the form within a row.
+        Show a form of one field in `beside`, which has its place in a row.
     """
 
     changed = Signal()
@@ -236,6 +237,9 @@ class MethodChooser(QWidget):
         self.gear.toggled.connect(self._fold)
         self._holder = QVBoxLayout(self)
         self._holder.setContentsMargins(0, 0, 0, 0)
+        self.beside = QWidget()
+        self._within_row = QVBoxLayout(self.beside)
+        self._within_row.setContentsMargins(0, 0, 0, 0)
         self._offer()
         self._on_method()
 
@@ -286,15 +290,17 @@ class MethodChooser(QWidget):
             return
         key, left = (self.name, self._ndim), self._form
         if key not in self._forms:
+            short = self._inline and len(fields(self.method.parameters)) <= 1
             form = Form(
                 self.method.parameters, ndim=self._ndim, layers=self._layers,
-                leave_out=self._leave_out, folded=self._folded, inline=self._inline,
+                leave_out=self._leave_out, folded=self._folded, inline=short,
             )
             form.changed.connect(self.changed)
             self._forms[key] = form
-            self._holder.addWidget(form)
+            (self._within_row if short else self._holder).addWidget(form)
         for other, form in self._forms.items():
             form.setVisible(other == key)
+        self.beside.setVisible(self._within_row.indexOf(self._forms[key]) >= 0)
         self._form = self._forms[key]
         if left is not None and left is not self._form and left.ndim == self._ndim:
             with contextlib.suppress(InvalidInput):  # a form with a fault hands nothing over

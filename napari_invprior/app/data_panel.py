@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Image, Labels, Layer
+from napari.layers import Labels, Layer
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QLabel, QToolButton, QWidget
 from superqt.utils import qdebounced
@@ -18,10 +18,12 @@ from napari_invprior.app.layers import (
     Snapshot,
     finest,
     geometry_of,
+    images_of,
     is_lazy,
     layer_or_none,
     possible_dimensions,
     recipe_of,
+    role_of,
     subset,
 )
 from napari_invprior.app.operator_row import OperatorRow
@@ -33,12 +35,6 @@ QUICK = 4_000_000
 """Samples of an observation whose noise is estimated while the user looks on."""
 
 WORDS = {2: "2D", 3: "3D"}
-
-
-def role_of(layer: Layer) -> str:
-    """What our sample data say a layer is for: ``"observation"``, ``"reference"``, ..."""
-    facts = layer.metadata.get(META)
-    return str(facts.get("role", "")) if isinstance(facts, dict) else ""
 
 
 def by_role(layers: list[Layer], role: str) -> str | None:
@@ -62,6 +58,7 @@ class DataPanel(Section):
         )
         self.dimensions.setMinimumContentsLength(2)
         self.dimensions.setFixedWidth(66)
+        self.dimensions.hide()
         self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
         self.gear.setToolTip("Choose the layer with the true image, where it is known.")
         super().__init__(1, "Data", self.observation, self.dimensions, self.gear)
@@ -74,7 +71,7 @@ class DataPanel(Section):
             "noise", "The noise of the observation.", inline=True
         )
         self.truth = Picker(
-            "The true image, where it is known: for figures only.", self.changed.emit
+            "The true image, where it is known: for figures only.", self._on_truth
         )
         measured = QLabel("measured by")
         measured.setToolTip("How the observation came about.")
@@ -88,8 +85,9 @@ class DataPanel(Section):
         noisy.setToolTip("The noise of the observation.")
         for label in (measured, noisy):
             label.setMinimumWidth(LABEL_WIDTH)
-        noises = row(noisy, self.noise.list, self.noise, self.noise.gear)
+        noises = row(noisy, self.noise.list, self.noise.beside, self.noise.gear)
         self.box.addLayout(noises)
+        self.box.addWidget(self.noise)
         self.truth_row = QWidget()
         known = QLabel("truth")
         known.setToolTip(self.truth.toolTip())
@@ -109,19 +107,17 @@ class DataPanel(Section):
 
     def images(self) -> list[Layer]:
         """Layers that can be an observation, a reference or a truth."""
-        return [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+        return images_of(self.viewer)
 
     def _mask_layers(self) -> list[str]:
-        return [
-            layer.name for layer in self.viewer.layers if isinstance(layer, Image | Labels)
-        ]
+        return [layer.name for layer in images_of(self.viewer, Labels)]
 
     def refresh(self) -> None:
         """The viewer's layers changed."""
         images = self.images()
         active = self.viewer.layers.selection.active
         told = by_role(images, "observation")
-        wanted = told or (active.name if isinstance(active, Image) else None)
+        wanted = told or (active.name if active in images else None)
         sources = [layer for layer in images if recipe_of(layer) is None]
         self.observation.offer([(i.name, i.name) for i in sources], wanted, keep=not told)
         truth = by_role(images, "truth")
@@ -157,6 +153,21 @@ class DataPanel(Section):
             return
         self.physics.set_dimensions(self.ndim)
         self._describe()
+
+    def _on_truth(self) -> None:
+        self._describe()
+
+    def known_truth(self) -> str | None:
+        """The chosen truth, where it has the shape that the result will have.
+
+        Another operator makes another result: the truth of the one before is left out then.
+        """
+        truth, layer = layer_or_none(self.viewer, self.truth.currentData()), self.layer
+        if truth is None or layer is None:
+            return None
+        grid = self._grid(layer)
+        fits = grid is None or space_shape(truth, self.ndim) == grid
+        return truth.name if fits else None
 
     # ---- the operator
 
@@ -201,19 +212,25 @@ class DataPanel(Section):
         self._estimate()
         self.changed.emit()
 
-    def _sizes(self, layer: Layer) -> str:
-        space = space_shape(layer, self.ndim)
+    def _grid(self, layer: Layer) -> tuple[int, ...] | None:
+        """Shape of the result; None where only a run can tell."""
         whole = geometry_of(layer)
         geometry = subset(whole, list(range(len(whole.scale) - self.ndim, len(whole.scale))))
-        grid = grid_for(self.physics.choice(), space, geometry)
+        found = grid_for(self.physics.choice(), space_shape(layer, self.ndim), geometry)
+        return None if found is None else found[0]
+
+    def _sizes(self, layer: Layer) -> str:
+        space, grid = space_shape(layer, self.ndim), self._grid(layer)
         parts = [" × ".join(map(str, space))]
-        if grid is not None and grid[0] != space:
-            parts[0] += " → " + " × ".join(map(str, grid[0]))
+        if grid is not None and grid != space:
+            parts[0] += " → " + " × ".join(map(str, grid))
         parts[0] += " px" if self.ndim == 2 else " voxels"
         parts.append(str(finest(layer).dtype))
         if getattr(layer, "rgb", False):
             parts.append("colours")
-        scale = geometry.scale
+        if self.truth.currentData() is not None and self.known_truth() is None:
+            parts.append("truth left out: it has another size")
+        scale = layer.scale[-self.ndim :]
         if max(scale) > 1.05 * min(scale):
             parts.append("anisotropic: choose factor and blur per axis")
         return ", ".join(parts)
@@ -258,7 +275,7 @@ class DataPanel(Section):
 
     def part(self) -> dict[str, Any]:
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
-        truth = self.truth.currentData()
+        truth = self.known_truth()
         return {
             "observation": {"layer": self.observation.currentData()},
             "truth": None if truth is None else {"layer": truth},

@@ -269,7 +269,7 @@ class Form(QWidget):
             reset.setToolTip(f"Reset {field.label} to its default.")
             reset.clicked.connect(lambda _=False, f=field: self.reset(f.name))
             policy = reset.sizePolicy()
-            policy.setRetainSizeWhenHidden(True)
+            policy.setRetainSizeWhenHidden(not self._inline)  # a row has no room to spare
             reset.setSizePolicy(policy)
             for column, widget in enumerate((label, editor.widget, unit, reset)):
                 grid.addWidget(widget, row, column)

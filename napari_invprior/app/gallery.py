@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QColor, QImage, QPainter, QPaintEvent
@@ -97,12 +95,12 @@ class PatchGallery(QWidget):
         count, h, w, _ = self._tiles.shape
         room_h, room_w = self.height() - top, self.width()
         rows = max(1, round(room_h / max(TILE, h + GAP)))
-        zoom = room_h / (rows * (h + GAP))
-        columns = max(1, int(room_w / ((w + GAP) * zoom)))
-        if columns * rows > count:
-            columns = min(columns, count)
-            rows = min(rows, math.ceil(count / columns))
-        return columns, rows, zoom
+        while True:  # fewer and larger tiles rather than a row that is not full
+            zoom = room_h / (rows * (h + GAP))
+            columns = max(1, int(room_w / ((w + GAP) * zoom)))
+            if columns * rows <= count or rows == 1:
+                return min(columns, count), rows, zoom
+            rows -= 1
 
     def resizeEvent(self, event: object) -> None:  # noqa: N802
         """Lay the patches out anew."""

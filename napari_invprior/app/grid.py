@@ -12,8 +12,10 @@ from napari.components import ViewerModel
 from napari.layers import Layer
 
 LINKED = ("contrast_limits", "gamma")
-FONT, GAP = 9, 0.03
-"""Size of the names; room between images, as a share of one."""
+FONT, SMALLEST, GAP = 9, 5, 0.03
+"""Sizes of the names; room between images, as a share of one."""
+LETTER = 1.05
+"""Width of a letter on the canvas, in pixels per unit of its size."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ class GridView:
             layer.contrast_limits = plain[0].contrast_limits
         if len(plain) > 1:
             self.viewer.layers.link_layers(plain, LINKED)
-        for layer in layers:
-            layer.name_overlay.visible, layer.name_overlay.font_size = True, FONT
         extent = np.ptp(layers[0].extent.world, axis=0)[-2:]
         grid.shape = best_shape(len(layers), tuple(self.viewer.canvas.size), tuple(extent))
         grid.stride, grid.spacing = 1, GAP
+        room = self.viewer.canvas.size[1] / grid.shape[1] / LETTER
+        for layer in layers:
+            size = min(FONT, max(SMALLEST, room / len(layer.name)))
+            layer.name_overlay.visible, layer.name_overlay.font_size = True, size
         grid.enabled = True
         self.viewer.fit_to_view(layers=self._shown)
 

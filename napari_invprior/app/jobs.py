@@ -223,3 +223,17 @@ class JobRunner(QObject):
             return
         self._set_state("idle")
         self.ended.emit(thread.end or JobEnd(thread.name, "cancelled"))
+
+
+def read_along(
+    read: Callable[[], Iterator[Any]], seen: Callable[[Any], None]
+) -> Callable[[], None]:
+    """Run a generator in a thread beside all jobs; returns what stops it at its next yield.
+
+    It must keep its own errors, because the worker swallows some. ``seen`` is called in the
+    window's thread.
+    """
+    worker = create_worker(read, _start_thread=False)
+    worker.yielded.connect(seen)
+    worker.start()
+    return worker.quit

@@ -20,6 +20,8 @@ FRAME_WORDS = ("t", "time", "frame", "frames", "position", "p")
 CHANNEL_WORDS = ("c", "channel", "channels", "ch")
 META = "napari-invprior"
 """Key of our own facts in a layer's metadata."""
+PREVIEW, COARSE = "preview", "coarse"
+"""Roles of layers that only stand for another image, and go when they are no longer needed."""
 SHOWN = (1.0, 99.0)
 """Percentiles of a map's values that its colours span."""
 
@@ -299,6 +301,20 @@ def free_name(viewer: ViewerModel, stem: str) -> str:
     while f"{stem} {number}" in viewer.layers:
         number += 1
     return f"{stem} {number}"
+
+
+def role_of(layer: Layer) -> str:
+    """What a layer is for, as its maker says: ``"observation"``, ``"map"``, ..."""
+    facts = layer.metadata.get(META)
+    return str(facts.get("role", "")) if isinstance(facts, dict) else ""
+
+
+def images_of(viewer: ViewerModel, *others: type[Layer]) -> list[Layer]:
+    """Images (and layers of other types) that can be chosen for something."""
+    return [
+        layer for layer in viewer.layers
+        if isinstance(layer, (ImageLayer, *others)) and role_of(layer) not in (PREVIEW, COARSE)
+    ]
 
 
 def recipe_of(layer: Layer | None) -> dict[str, Any] | None:

@@ -7,14 +7,15 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
-CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0)}
+CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0),
+          "residual": ("misfit / noise", 2.0)}
 """Losses that are drawn as curves: label and line width."""
 
 LEVELS = {"gaussian": "Gaussian", "gmm": "GMM", "pca_gmm": "PCA-GMM"}
 """Losses that are drawn as dashed levels."""
 
 COLOURS = {"held_out": "#2f9e8f", "train": "#8aa0b4", "gaussian": "#e08a3c", "gmm": "#b678d6",
-           "pca_gmm": "#d65a7a"}
+           "pca_gmm": "#d65a7a", "residual": "#2f9e8f"}
 
 
 class LossPlot(QWidget):
@@ -37,7 +38,8 @@ class LossPlot(QWidget):
         self.plot.setMouseEnabled(False, False)
         self.setToolTip(
             "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
-            "Gaussians reaches on the same patches."
+            "Gaussians reaches on the same patches. Networks that learn from the data show the "
+            "misfit of their images over that of the noise: near 1 is good."
         )
         self.title.setToolTip(self.toolTip())
         layout.addWidget(self.title)
@@ -50,6 +52,7 @@ class LossPlot(QWidget):
         self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
         self._redraw = qthrottled(self._draw, timeout=400)  # drawing takes time from the window
         self._name_curves()
+        self._number_axes(False)
         self.follow_theme()
 
     def changeEvent(self, event: QEvent) -> None:  # noqa: N802
@@ -91,6 +94,12 @@ class LossPlot(QWidget):
         self._curves.clear()
         self._levels.clear()
         self._name_curves()
+        self._number_axes(False)
+
+    def _number_axes(self, shown: bool) -> None:
+        """An empty plot has no numbers: they would be those of the training before."""
+        for side in ("left", "bottom"):
+            self.plot.getPlotItem().getAxis(side).setStyle(showValues=shown)
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Add one point per loss; names that have neither curve nor level are left out."""
@@ -116,6 +125,7 @@ class LossPlot(QWidget):
         if name not in self._curves:
             pen = pyqtgraph.mkPen(COLOURS[name], width=CURVES[name][1])
             self._curves[name] = self.plot.plot([], [], pen=pen)
+            self._number_axes(True)
             self._name_curves()
 
     def _level(self, name: str, value: float) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from napari.components import ViewerModel
-from napari.layers import Image
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QDialog,
@@ -18,7 +17,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, push, row
-from napari_invprior.app.layers import layer_or_none
+from napari_invprior.app.layers import images_of, layer_or_none
 from napari_invprior.app.regions import space_shape
 
 IDLE, BUSY = "Estimate from a pair…", "Cancel"
@@ -44,7 +43,7 @@ class PairDialog(QDialog):
         super().__init__(parent)
         self.setWindowTitle("Estimate the operator from a pair")
         self.viewer, self.factor = viewer, factor
-        names = [layer.name for layer in viewer.layers if isinstance(layer, Image)]
+        names = [layer.name for layer in images_of(viewer)]
         self.good = Picker("The good image; the kernel lives on its grid.", self._check)
         self.poor = Picker("The poor image of the same place, in register.", self._check)
         self.size = QSpinBox(minimum=1, maximum=64)

@@ -15,7 +15,14 @@ from superqt.utils import qthrottled
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Section, push, row
 from napari_invprior.app.data_panel import by_role
 from napari_invprior.app.gallery import PatchGallery
-from napari_invprior.app.layers import META, finest, is_lazy, layer_or_none, recipe_of
+from napari_invprior.app.layers import (
+    META,
+    finest,
+    images_of,
+    is_lazy,
+    layer_or_none,
+    recipe_of,
+)
 from napari_invprior.app.patches import Count, count_patches, verdict
 from napari_invprior.app.picking import LAYER_NAME, RegionPicker, find_layer
 from napari_invprior.app.regions import Regions, label_problem, regions_of, space_shape
@@ -90,7 +97,7 @@ class ReferencePanel(Section):
 
     def refresh(self) -> None:
         """The viewer's layers changed."""
-        images = [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+        images = images_of(self.viewer)
         sources = [layer for layer in images if recipe_of(layer) is None]
         entries = [(layer.name, layer.name) for layer in sources]
         if entries:

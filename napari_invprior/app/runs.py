@@ -16,7 +16,14 @@ from napari_invprior.app.controls import GOOD
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.history import MAP, History
 from napari_invprior.app.jobs import JobEnd, JobRunner
-from napari_invprior.app.layers import META, beside, free_name, recipe_of, result_layer
+from napari_invprior.app.layers import (
+    META,
+    PREVIEW,
+    beside,
+    free_name,
+    recipe_of,
+    result_layer,
+)
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
@@ -29,7 +36,6 @@ LAST_RUN = "last_run"
 """Fact of a saved prior: the recipe it was last used for."""
 
 TRAIN, RECONSTRUCT, PROPOSE, ESTIMATE = "train", "reconstruct", "propose", "estimate"
-PREVIEW = "preview"
 
 
 class Panels(Protocol):

@@ -21,12 +21,14 @@ from qtpy.QtWidgets import (
 from napari_invprior.app.controls import FAULT, Sentence
 from napari_invprior.app.data_panel import DataPanel
 from napari_invprior.app.dock import Dock
+from napari_invprior.app.jobs import read_along
 from napari_invprior.app.layers import recipe_of
 from napari_invprior.app.prior_panel import PriorPanel
 from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
 from napari_invprior.app.runs import ESTIMATE, PROPOSE, RECONSTRUCT, TRAIN, Runs
 from napari_invprior.app.saving import load, save_prior_facts, save_result_job
+from napari_invprior.app.volume_guard import VolumeGuard
 from napari_invprior.errors import InvPriorError
 from napari_invprior.study.lineup import usual_solver, usual_weight
 
@@ -66,11 +68,13 @@ class Workbench(Dock):
         self.runs = Runs(self.viewer, self, self)
         self.message = Sentence("What the running or last job said.")
         self._messages: list[str] = []
+        self._asked: dict[str, Any] | None = None
         self._lay_out()
         self._connect()
         self._bind_keys()
         self._scale_weight()
         self._on_layers()
+        self.guard = VolumeGuard(self.viewer, read_along)
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Wide enough for all buttons; the height scrolls."""
@@ -84,7 +88,7 @@ class Workbench(Dock):
         for panel in (self.data, self.references, self.prior, self.result):
             steps.addWidget(panel)
         steps.addStretch(1)
-        scroll = QScrollArea()
+        self.scroll = scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
@@ -108,6 +112,7 @@ class Workbench(Dock):
         self.runs.changed.connect(self._update)
         self.runs.said.connect(self._say)
         prior, result, runner = self.prior, self.result, self.runs.runner
+        prior.train_clicked.connect(lambda: self._show_step(prior))
         prior.train_clicked.connect(self.runs.train)
         prior.pause_clicked.connect(self._toggle_pause)
         prior.cancel_clicked.connect(runner.cancel)
@@ -120,6 +125,7 @@ class Workbench(Dock):
         operator.proposed = lambda: (
             self.references.image.currentData(), self.data.observation.currentData()
         )
+        result.run_clicked.connect(lambda: self._show_step(result))
         result.run_clicked.connect(self.runs.reconstruct)
         result.cancel_clicked.connect(runner.cancel)
         result.again_clicked.connect(self.runs.again)
@@ -127,6 +133,10 @@ class Workbench(Dock):
         result.save_clicked.connect(self._ask_save_result)
         result.older_clicked.connect(lambda: self._step(-1))
         result.newer_clicked.connect(lambda: self._step(1))
+
+    def _show_step(self, panel: QWidget) -> None:
+        """Scroll to where the progress of a step is shown, if it is out of sight."""
+        self.scroll.ensureWidgetVisible(panel, 0, 0)
 
     def _bind_keys(self) -> None:
         """Keys on the canvas; `keyPressEvent` does the same for keys pressed in the dock."""
@@ -168,6 +178,17 @@ class Workbench(Dock):
         self.result.solver.set_dimensions(ndim)
         self._propose_solver()
         self.references.picker.ndim = ndim
+        self._forget_fault()
+
+    def _forget_fault(self) -> None:
+        """Why a run failed is said until something else is asked for."""
+        try:
+            asked = self.data.part()
+        except InvPriorError:
+            asked = None
+        if asked != self._asked and self.result.about.property("tone") == FAULT:
+            self.result.about.say("")
+        self._asked = asked
 
     def _propose_solver(self) -> None:
         """The solver that goes with the chosen prior, unless one was chosen by hand."""
@@ -210,7 +231,8 @@ class Workbench(Dock):
         result.run.setEnabled(idle and not blocked)
         result.cancel.setEnabled(runner.name == RECONSTRUCT and runner.state != "stopping")
         shown = self.runs.history.shown
-        if idle and shown is None and not result.about.property("tone"):
+        told = shown is not None and result.about.text()
+        if idle and not told and not result.about.property("tone"):
             result.about.say(blocked or "Ready: press Reconstruct.")
         self._update_history(idle)
 
@@ -325,6 +347,7 @@ class Workbench(Dock):
     def release(self) -> None:
         """Stop jobs, unbind mouse and keys, forget the viewer."""
         self.runs.runner.shutdown()
+        self.guard.close(restore=not self._window_closes)
         self.references.close_down()
         for keys in self._actions:
             self.viewer.bind_key(keys.replace("+", "-"), None, overwrite=True)

@@ -62,7 +62,7 @@ SIGMA_FLOOR = 1e-4
 @register(
     kind="noise",
     name="gaussian",
-    title="Gaussian noise",
+    title="Gaussian",
     inputs=("observation",),
     default_for=(2, 3),
 )
@@ -106,7 +106,7 @@ class PoissonParameters(Parameters):
     )
 
 
-@register(kind="noise", name="poisson", title="Poisson noise", inputs=("observation",))
+@register(kind="noise", name="poisson", title="Poisson", inputs=("observation",))
 class PoissonNoise(Noise):
     """Photon counting: ``peak y ~ Poisson(peak z)``, ``-log p = peak sum(z - y log z)``.
 

@@ -37,10 +37,11 @@ class DataNetworkParameters(WassersteinParameters):
     """Patches, network and training."""
 
     reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
-        2000, "Patches drawn from the references at each scale; cost grows with them."
+        2000, "Patches drawn from the references at each scale; cost grows with them.",
+        advanced=True,
     )
     scales: Annotated[int, Field(ge=1, le=6)] = parameter(
-        1, "Scales that are compared, each half as fine as the one before."
+        1, "Scales that are compared, each half as fine as the one before.", advanced=True
     )
     network: str = parameter("small", "One of the sizes of the network.")
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(800, "Training steps.")
@@ -48,7 +49,7 @@ class DataNetworkParameters(WassersteinParameters):
         4, "Tiles of the data per step.", advanced=True
     )
     tile: Annotated[int, Field(ge=SMALLEST_TILE, le=1024)] = parameter(
-        25, "Edge of a tile.", unit="data px"
+        25, "Edge of a tile.", unit="data px", advanced=True
     )
     patches_per_step: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
         4000, "Patches of the tiles' images that are compared in one step.", advanced=True
@@ -73,6 +74,8 @@ class DataNetworkPrior(WassersteinPatchPrior):
     paper_rate: ClassVar[float]
     """Adam's step in the paper."""
     needs_measurement = True
+    optimises = True
+    previews = "patches of its images"
     balanced = False
 
     def __init__(

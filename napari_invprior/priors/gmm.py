@@ -378,6 +378,6 @@ def _overfit_warning(gap: float) -> Message:
 def _reduced_warning(wanted: int, components: int) -> Message:
     return Message(
         f"{wanted} components need {wanted * PATCHES_PER_COMPONENT} patches but the references "
-        f"hold fewer; {components} components are used",
+        f"hold fewer; the number used is {components}",
         "warning",
     )

@@ -151,7 +151,7 @@ class JointFit:
         if wanted is not None and mixture.components < wanted:
             yield Message(
                 f"{wanted} components need more patches than the {self._all.shape[1]} there are; "
-                f"{mixture.components} components are used",
+                f"the number used is {mixture.components}",
                 "warning",
             )
 

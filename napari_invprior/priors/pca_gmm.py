@@ -276,7 +276,10 @@ class PcaMixture(PatchPotential):
     def maps(
         self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
     ) -> Job:
-        """Most probable component, mean log-likelihood and, after `estimate`, posterior std."""
+        """Most probable component, mean log-likelihood and, after `estimate`, posterior std.
+
+        Components count from 1: label 0 is transparent.
+        """
         found = []
         for plane in self.as_planes(x):
             work = label_and_likelihood(self.density(0.0, x.dtype), self.patch, plane[None])
@@ -285,7 +288,7 @@ class PcaMixture(PatchPotential):
             torch.cat(part).view(len(x), -1, *x.shape[2:]) for part in zip(*found, strict=True)
         )
         maps = [
-            Map("component", labels[:, :1], "labels"),
+            Map("component", labels[:, :1] + 1, "labels"),
             Map("log_likelihood", likelihoods.mean(1, keepdim=True)),
         ]
         known = [std for shape, std in self._estimates if shape == tuple(x.shape[1:])][-len(x) :]

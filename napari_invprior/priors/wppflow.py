@@ -50,7 +50,7 @@ class WPPFlowParameters(DataNetworkParameters):
         16, "Images drawn for the mean and the standard deviation."
     )
     shown: Annotated[int, Field(ge=0, le=1000)] = parameter(
-        8, "Samples that come as a stack with the maps, at most."
+        8, "Samples that come as a stack with the maps, at most.", advanced=True
     )
 
 

@@ -316,18 +316,19 @@ def _estimate_noise(
     if physics.mask is not None:
         values[..., ~physics.mask] = math.nan
     sigma, spread = estimate_sigma(values)
+    gain, _ = scale_of(problem.recipe.physics.parameters) or (1.0, 0.0)
+    span = gain * (image.value_range[1] - image.value_range[0])
     if not math.isfinite(sigma):
         sigma, spread = 0.01, math.nan
         yield Message(
             "the observation is too small to estimate its noise; sigma 0.01 is assumed "
             "(set noise.sigma)", "warning",
         )
-    gain, _ = scale_of(problem.recipe.physics.parameters) or (1.0, 0.0)
-    span = gain * (image.value_range[1] - image.value_range[0])
-    yield Message(
-        f"estimated noise sigma {sigma:.4f} +- {spread:.4f} (of 0-1), {sigma * span:.4g} in data "
-        "units"
-    )
+    else:
+        yield Message(
+            f"estimated noise sigma {sigma:.4f} ± {spread:.1g} (of 0-1), {sigma * span:.4g} in "
+            "data units"
+        )
     problem.facts["estimated_sigma"] = [sigma, None if math.isnan(spread) else spread]
     problem.recipe = problem.recipe.with_settings({"noise": {"kind": "gaussian", "sigma": sigma}})
 
@@ -339,8 +340,8 @@ def _truth(
     expected = physics.in_shape(image.space)
     if truth.space != expected or truth.channels != image.channels:
         raise InvalidInput(
-            f"the truth has shape {truth.space} with {truth.channels} channels; the result will "
-            f"have {expected} with {image.channels}"
+            f"the truth has shape {truth.space} and {_channels(truth.channels)}; the result "
+            f"will have {expected} and {_channels(image.channels)}"
         )
     problem.digests["truth"] = truth.digest()
     same_type = np.dtype(truth.array.dtype).kind == np.dtype(image.array.dtype).kind
@@ -348,6 +349,10 @@ def _truth(
     one_scale = same_type or not physics.same_units or alone
     scaled = replace(truth, value_range=image.value_range) if one_scale else truth
     return torch.from_numpy(scaled.normalised())
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _warn_about_references(problem: Problem) -> Iterator[Message]:

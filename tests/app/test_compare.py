@@ -325,6 +325,22 @@ def test_leaving_the_grid_survives_removed_and_new_layers():
     view.leave()
 
 
+def test_long_names_are_written_smaller_until_they_fit():
+    viewer = ViewerModel()
+    viewer.canvas.size = (600, 250)
+    names = ("short", "a name of thirty-two characters!")
+    layers = [viewer.add_image(np.eye(4), name=name) for name in names]
+    view = GridView(viewer)
+    view.enter(layers)
+    columns = viewer.canvas.grid.shape[1]
+    sizes = [layer.name_overlay.font_size for layer in layers]
+    assert sizes[1] < sizes[0]
+    for layer, size in zip(layers, sizes, strict=True):
+        assert size * len(layer.name) <= 250 / columns
+    view.leave()
+    assert layers[1].name_overlay.font_size == layers[0].name_overlay.font_size != sizes[1]
+
+
 def test_colours_are_shown_but_not_linked():
     viewer = ViewerModel()
     layers = [viewer.add_image(np.zeros((4, 5, 3), np.uint8), rgb=True, name=n) for n in "ab"]

@@ -9,7 +9,7 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QAbstractButton, QCheckBox, QComboBox
 
 from napari_invprior import registry
-from napari_invprior.app.controls import MethodChooser
+from napari_invprior.app.controls import FAULT, MethodChooser
 from napari_invprior.app.forms import Form
 from napari_invprior.study.lineup import usual_weight
 from tests.app.conftest import TINY_PRIOR
@@ -236,3 +236,74 @@ def test_lists_say_automatic_and_boxes_have_one_label(qtbot, method):
     qtbot.addWidget(form)
     assert all("--" not in box.currentText() for box in form.findChildren(QComboBox))
     assert all(box.text() == "" for box in form.findChildren(QCheckBox))
+
+
+def test_the_pictures_of_step_3_say_what_they_are_and_no_curve_is_shown_where_there_is_none(window):
+    window.add_small()
+    bench = window.bench
+    for method in registry.methods("prior"):
+        bench.prior.chooser.list.choose(method.name)
+        window.settle(0.05)
+        gallery, plot = bench.prior.gallery, bench.prior.plot
+        assert gallery.toolTip().startswith(method.cls.previews), method.name
+        assert plot.isVisible() == method.cls.optimises, method.name
+        left = plot.width() if method.cls.optimises else 0
+        assert gallery.width() > 0.9 * (gallery.parentWidget().width() - left - 24), method.name
+    learnt = {m.cls.previews for m in registry.methods("prior")}
+    assert len(learnt) == 4, "generated, met, compared and made patches are told apart"
+    assert registry.get("prior", "wppnet").cls.optimises, "a network learns"
+    assert not registry.get("prior", "sinkhorn").cls.optimises
+
+
+def test_the_truth_of_another_operator_is_left_out_and_a_fault_does_not_outlive_its_cause(window):
+    window.add_small()
+    bench = window.bench
+    window.viewer.add_image(np.zeros((64, 64), np.float32), name="truth", visible=False)
+    window.settle()
+    bench.data.truth.choose("truth")
+    assert bench.data.part()["truth"] == {"layer": "truth"}
+    assert "truth" not in bench.data.about.text()
+    bench.data.physics.choose({"kind": "denoising"})
+    assert bench.data.part()["truth"] is None, "denoising leaves 32 x 32"
+    assert "truth left out" in bench.data.about.text()
+    bench.result.about.say("it failed", FAULT)
+    bench.data.refresh()
+    assert bench.result.about.text() == "it failed", "nothing else was asked for"
+    bench.data.physics.choose({"kind": "superresolution", "factor": 2})
+    window.settle()
+    assert bench.result.about.text() != "it failed"
+    assert bench.data.part()["truth"] == {"layer": "truth"}
+
+
+def test_every_noise_model_fits_into_the_dock(window):
+    window.add_small()
+    bench = window.bench
+    inner, noise = bench.data.parentWidget(), bench.data.noise
+    for method in registry.methods("noise"):
+        noise.list.choose(method.name)
+        window.settle(0.1)
+        assert inner.width() <= bench.scroll.viewport().width(), method.name
+        shown = [e.widget for e in noise.form.editors.values() if e.widget.isVisible()]
+        assert shown, method.name
+        for widget in (*shown, noise.list):
+            right = widget.mapTo(inner, widget.rect().topRight()).x()
+            assert right <= inner.width(), method.name
+        text = noise.list.fontMetrics().horizontalAdvance(method.title)
+        assert noise.list.width() > text + 36, f"{method.title} is cut off"
+
+
+def test_pressing_a_button_brings_its_progress_into_view(window):
+    window.add_small()
+    window.pick_small()
+    bench = window.bench
+    window.viewer.window.resize(1000, 500)
+    bench.prior.chooser.gear.setChecked(True)
+    window.settle()
+    for panel, button in ((bench.prior, bench.prior.train), (bench.result, bench.result.run)):
+        bench.scroll.verticalScrollBar().setValue(0)
+        button.click()
+        window.wait()
+        window.settle(0.1)
+        top = panel.about.mapTo(bench.scroll.viewport(), panel.about.rect().topLeft()).y()
+        bottom = panel.about.mapTo(bench.scroll.viewport(), panel.about.rect().bottomLeft()).y()
+        assert 0 <= top < bottom <= bench.scroll.viewport().height()
