@@ -119,7 +119,8 @@ def test_any_strides_and_single_precision(
     x = image(physics, ndim)
     strided = x.transpose(0, 1).contiguous().transpose(0, 1).flip(-1).flip(-1)
     before = strided.clone()
-    assert torch.equal(physics.A(strided), physics.A(x))
+    # a product may sum in another order for other strides
+    assert torch.allclose(physics.A(strided), physics.A(x), rtol=0, atol=1e-12)
     assert torch.equal(strided, before)
     single = physics.A(x.float())
     assert single.dtype == torch.float32
