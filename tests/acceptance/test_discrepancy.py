@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from napari_invprior import jobs, registry
 from napari_invprior.numerics.metrics import psnr, ssim
+from napari_invprior.numerics.patches import PatchGrid
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.synthesis import Synthesis, SynthesisParameters
 from napari_invprior.priors.base import Measurement, Reference
@@ -97,12 +99,16 @@ def test_critic_on_the_crop(sic: tuple[Tensor, Tensor], show: Show) -> None:
     assert psnr(x, truth, 16) >= 29.2
 
 
+def degraded(clean: Tensor) -> tuple[Tensor, Tensor]:
+    """A blurred image and a noisy one."""
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.avg_pool2d(clean, 3, 1, 1), clean + 0.05 * noise
+
+
 def test_potentials_prefer_clean_patches(sic: tuple[Tensor, Tensor], show: Show) -> None:
     reference, whole = sic
     clean = crop(whole)
-    generator = torch.Generator().manual_seed(0)
-    noisy = clean + 0.05 * torch.randn(clean.shape, generator=generator)
-    blurred = torch.nn.functional.avg_pool2d(clean, 3, 1, 1)
+    blurred, noisy = degraded(clean)
     for name, parameters in (
         ("gmm", {}), ("patchnr", {"steps": 500}), ("adversarial", {"steps": 1500}),
         ("wasserstein", {"reference_patches": 1000}), ("sinkhorn", {"reference_patches": 1000}),
@@ -112,7 +118,29 @@ def test_potentials_prefer_clean_patches(sic: tuple[Tensor, Tensor], show: Show)
         figures = [float(learnt.g(x)) for x in (clean, blurred, noisy)]
         show(f"{name}: g of clean, blurred, noisy " + ", ".join(f"{f:.4g}" for f in figures))
         assert figures[0] < figures[2]
-        assert figures[0] < figures[1] or name != "wasserstein"
+        # densities cannot do this, see below; the others either, but the balanced transports
+        assert figures[0] < figures[1] or name not in ("wasserstein", "sinkhorn")
+
+
+def test_blurred_patches_are_more_likely(sic: tuple[Tensor, Tensor], show: Show) -> None:
+    """Why check 10.7 asks too much of densities: scikit-learn's mixture, fitted apart from ours.
+
+    A density is largest at smooth patches, the most frequent ones; -log p of blurred patches lies
+    below that of clean ones for every density that fits, not only for ours.
+    """
+    reference, whole = sic
+    clean = crop(whole)
+    figures = {}
+    rows = PatchGrid(reference.shape[2:], 6).extract(reference).T[::23].double().numpy()
+    for components in (1, 20):
+        fitted = GaussianMixture(components, reg_covar=1e-6, max_iter=30, random_state=0).fit(rows)
+        for name, x in zip(("clean", "blurred", "noisy"), (clean, *degraded(clean)), strict=True):
+            held_out = PatchGrid(x.shape[2:], 6).extract(x).T.double().numpy()
+            figures[name] = -fitted.score(held_out)
+        show(f"scikit-learn, K = {components}: -log p " + ", ".join(
+            f"{name} {figure:.1f}" for name, figure in figures.items()
+        ))
+        assert figures["blurred"] < figures["clean"] < figures["noisy"]
 
 
 def test_texture_from_noise(sic: tuple[Tensor, Tensor], show: Show) -> None:
