@@ -32,6 +32,7 @@ from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
 from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
 from napari_invprior.priors.state import check_entry, check_positive
+from napari_invprior.transport.interpolation import Interpolation
 from napari_invprior.transport.semi_dual import Plan, SemiDual
 
 MAP_POINTS = 4000
@@ -86,6 +87,7 @@ class PatchDiscrepancy(PatchPrior):
     previews = "patches it compares with"
     balanced: ClassVar[bool] = False
     """Whether every reference patch must be used as often as it occurs in the references."""
+    descends = True
 
     def __init__(
         self, parameters: Any, *, ndim: int, channels: int = 1, device: str = "cpu"
@@ -200,6 +202,19 @@ class PatchDiscrepancy(PatchPrior):
             slopes.append(here.adjoint(_pull(patches, plan)).view_as(level))
         # The images of a batch are one cloud; each counts as if it had the cost of all.
         return total.to(x).expand(x.shape[0]), self._gathered(x, slopes) * x.shape[0]
+
+    def denoise_patches(self, patches: Tensor, sigma: float) -> Tensor:
+        """Patches (d, N) of the finest scale, between the reference patches they go to.
+
+        The plan is smoothed by the prior's own blur and by the noise: less and less as the noise
+        sinks, while the potential follows the image.
+        """
+        if not self._running:
+            self._running = self.for_run()._running
+        if not self.parameters.centred:
+            return self._running[0].denoise(patches, sigma**2)
+        mean = patches.mean(0)
+        return self._running[0].denoise(patches - mean, sigma**2).add_(mean)
 
     def _compared(self, patches: Tensor) -> Tensor:
         """What of the patches (d, N) is compared; changes them in place.
@@ -326,6 +341,7 @@ class _Running:
 
     def __init__(self, dual: SemiDual) -> None:
         self.dual = dual
+        self._interpolation: Interpolation | None = None
         self._mass: Tensor | None = None
         self.imbalance = 1.0
 
@@ -341,6 +357,14 @@ class _Running:
             if self.imbalance < BALANCED_ENOUGH:
                 break
         return plan, value
+
+    def denoise(self, patches: Tensor, variance: float) -> Tensor:
+        """Denoised patches, after which the potential takes a step."""
+        if self._interpolation is None:
+            self._interpolation = Interpolation(self.dual)
+        plan = self._interpolation.plan(patches, self.dual.epsilon + 2 * variance, variance)
+        self.dual.ascend(plan)
+        return plan.targets
 
 
 def _pull(patches: Tensor, plan: Plan) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class PatchPrior(Prior):
     ``parameters.channels == "separate"`` the channels are images of their own, with ``"joint"``
     one patch holds all of them.
     """
+
+    descends: ClassVar[bool] = False
+    """Whether gradient descent is its usual solver in 3D too, although it can denoise patches."""
 
     def __init__(
         self, parameters: Any, *, ndim: int, channels: int = 1, device: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -114,13 +114,14 @@ class HalfQuadratic(Solver):
         if not (isinstance(prior, PatchPrior) and isinstance(prior, PatchDenoiser)):
             raise InvalidInput(
                 "half-quadratic splitting needs a prior that can denoise patches; choose the "
-                "Gaussian mixture"
+                "Gaussian mixture or a transport prior"
             )
         x = physics.start(y) if start is None else start
         variance = noise.variance_level(y)
         box = value_range if self.parameters.box else None
+        working: Any = prior.for_run()
         denoiser = PatchAverage(
-            prior, self._stride(prior), getattr(physics, "boundary", "") == "circular", box, seed
+            working, self._stride(prior), getattr(physics, "boundary", "") == "circular", box, seed
         )
         return self._events(
             x, y, physics, variance, weight, denoiser, should_stop, time_budget_s

@@ -73,7 +73,7 @@ def usual_solver(prior: registry.Method, ndim: int) -> registry.Method:
         return registry.get("solver", "direct")
     default = registry.default("solver", ndim)
     splits = default.name == "half_quadratic"
-    if splits and not hasattr(prior.cls, "denoise_patches"):
+    if splits and (not hasattr(prior.cls, "denoise_patches") or prior.cls.descends):  # type: ignore[attr-defined]
         return registry.get("solver", "variational")
     return default
 

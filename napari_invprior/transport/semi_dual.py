@@ -133,12 +133,18 @@ class SemiDual:
             return Plan(potentials, self.sites.sites[:, index], mass.to(self.psi), cost)
         potentials, targets = points.new_empty(points.shape[1]), torch.empty_like(points)
         mass = torch.zeros_like(self.psi)
-        for here, values, shares, totals in self._soft(points, self.psi, level):
+        for here, values, shares, totals in self.soft(points, self.psi, level):
             potentials[here] = values
             targets[:, here] = (self.sites.sites @ shares).div_(totals)
             mass += shares @ (1 / totals)
         cost = float(torch.sub(points, targets).square_().sum(0).mean())
         return Plan(potentials, targets, mass / points.shape[1], cost)
+
+    def soft(
+        self, points: Tensor, psi: Tensor, level: float
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """`Sites.soft_minimum` with the weights of these sites."""
+        return self.sites.soft_minimum(points, psi, self.weights.log(), level)
 
     def value(self, plan: Plan) -> Tensor:
         """``D(psi)``: a lower bound of the transport cost, equal to it at the best ``psi``."""
@@ -272,7 +278,7 @@ class SemiDual:
     def _smoothed(self, points: Tensor, psi: Tensor, level: float) -> tuple[float, Tensor]:
         """``-D`` with smoothing ``level``, and its gradient."""
         mass, total = torch.zeros_like(psi), 0.0
-        for _, values, shares, totals in self._soft(points, psi, level):
+        for _, values, shares, totals in self.soft(points, psi, level):
             mass += shares @ (1 / totals)
             total += float(values.double().sum())
         n = points.shape[1]
@@ -280,11 +286,6 @@ class SemiDual:
         return -value, mass / n - self._wanted(psi)
 
     # --- terms ------------------------------------------------------------------------------
-
-    def _soft(
-        self, points: Tensor, psi: Tensor, level: float
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        return self.sites.soft_minimum(points, psi, self.weights.log(), level)
 
     def _site_term(self, psi: Tensor) -> Tensor:
         if self.rho is None:

@@ -8,10 +8,17 @@ import ot
 import pytest
 import torch
 
-from napari_invprior import jobs
+from napari_invprior import jobs, registry
+from napari_invprior.phantoms import ellipses
+from napari_invprior.physics.inpainting import Denoising, DenoisingParameters
+from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.sinkhorn import SemiUnbalancedParameters, SemiUnbalancedPatchPrior
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
+from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters
+
+SLICE = Reference(torch.from_numpy(ellipses(64, seed=100))[None])
+OTHER = torch.from_numpy(ellipses(48, seed=0))[None, None]
 
 
 def texture(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -23,6 +30,12 @@ def texture(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 def wasserstein(references: list[Reference], ndim: int = 2, **options: Any) -> Any:
     prior = WassersteinPatchPrior(WassersteinParameters(**options), ndim=ndim)
+    return jobs.run(prior.fit(references))
+
+
+def semi_unbalanced(references: list[Reference], **options: Any) -> Any:
+    chosen = {"patch_size": 4, "scales": 1} | options
+    prior = SemiUnbalancedPatchPrior(SemiUnbalancedParameters(**chosen), ndim=2)
     return jobs.run(prior.fit(references))
 
 
@@ -118,3 +131,49 @@ def test_small_views_are_told_of_the_relaxed_form() -> None:
     assert prior.advice((600, 600)) == ""
     relaxed = SemiUnbalancedPatchPrior(SemiUnbalancedParameters(), ndim=2)
     assert relaxed.advice((120, 120)) == ""
+
+
+@pytest.mark.parametrize("name", ["wasserstein", "sinkhorn", "semi_unbalanced"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_patches_are_denoised_between_the_reference_patches(name: str, centred: bool) -> None:
+    method = registry.get("prior", name)
+    options = {"patch_size": 4, "scales": 1, "reference_patches": 1000, "centred": centred}
+    options |= {} if name == "wasserstein" else {"blur": 0.1}
+    prior: Any = method.cls(method.parameters(**options), ndim=2)
+    jobs.run(prior.fit([SLICE]))
+    clean = prior.patch_grid((48, 48)).extract(OTHER)
+    noisy = clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    given = noisy.clone()
+    denoised = prior.for_run().denoise_patches(noisy, 0.05)
+    assert torch.equal(noisy, given)
+    dual, mean = prior._dual(prior.scales[0]), noisy.mean(0) * centred
+    averaged = dual.plan(noisy - mean, dual.epsilon + 2 * 0.05**2).targets + mean
+    error, plain = (float((found - clean).square().mean()) for found in (denoised, averaged))
+    assert error < 0.95 * plain
+    assert error < 0.05**2 or name == "wasserstein", "it chooses where the others average"
+    if centred:
+        assert torch.allclose(denoised.mean(0), noisy.mean(0), atol=1e-5)
+
+
+def test_splitting_adapts_the_potential() -> None:
+    working = semi_unbalanced([SLICE], reference_patches=200).for_run()
+    patches = working.patch_grid((48, 48)).extract(OTHER)
+    imbalance = []
+    for _ in range(15):
+        working.denoise_patches(patches, 0.05)
+        dual = working._running[0].dual
+        imbalance.append(dual.imbalance(dual.plan(patches, dual.epsilon + 2 * 0.05**2).mass))
+    assert imbalance[-1] < 0.8 * imbalance[0]
+
+
+def test_splitting_denoises_and_leaves_the_prior_as_it_is() -> None:
+    prior = semi_unbalanced([SLICE], reference_patches=1000, blur=0.1)
+    physics = Denoising(DenoisingParameters(), 2)
+    noise = GaussianNoise(GaussianParameters(sigma=0.05))
+    y = noise.simulate(OTHER, torch.Generator().manual_seed(0))
+    solver = HalfQuadratic(HalfQuadraticParameters(steps=10))
+    first, second = (
+        jobs.run(solver.solve(y, physics, noise, prior, weight=0.25)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert float((first - OTHER).square().mean()) < 0.5 * 0.05**2
