@@ -57,7 +57,8 @@ class DiscrepancyParameters(Parameters):
         2, "Scales that are compared, each half as fine as the one before."
     )
     reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
-        10_000, "Patches drawn from the references at each scale; cost grows with them."
+        4000,
+        "Patches drawn from the references at each scale; cost grows with them (the paper: 10000).",
     )
     centred: bool = parameter(
         False,

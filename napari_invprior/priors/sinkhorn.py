@@ -18,9 +18,6 @@ Blur = Annotated[float, Field(ge=1e-4, le=10)]
 class SinkhornParameters(DiscrepancyParameters):
     """Patches, scales and smoothing."""
 
-    reference_patches: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
-        4000, "Patches drawn from the references at each scale; cost grows with them."
-    )
     blur: Blur = parameter(
         0.035, "Distance below which reference patches are averaged rather than chosen from.",
         unit="grey, 0-1",

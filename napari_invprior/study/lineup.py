@@ -69,11 +69,12 @@ def usual_solver(prior: registry.Method, ndim: int) -> registry.Method:
     >>> usual_solver(registry.get("prior", "wasserstein"), 3).name
     'variational'
     """
-    if hasattr(prior.cls, "estimate"):
+    cls: Any = prior.cls
+    if hasattr(cls, "estimate"):
         return registry.get("solver", "direct")
     default = registry.default("solver", ndim)
     splits = default.name == "half_quadratic"
-    if splits and (not hasattr(prior.cls, "denoise_patches") or prior.cls.descends):  # type: ignore[attr-defined]
+    if splits and (not hasattr(cls, "denoise_patches") or cls.descends):
         return registry.get("solver", "variational")
     return default
 
