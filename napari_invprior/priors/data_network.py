@@ -31,6 +31,8 @@ from napari_invprior.priors.wasserstein import WassersteinParameters, Wasserstei
 
 LARGEST_FACTOR = 16
 USUAL_RATE = 1e-3
+BYTES_PER_PATCH_SAMPLE = 24
+"""The patches, where each goes, and where in the images they lie."""
 
 
 class DataNetworkParameters(WassersteinParameters):
@@ -179,7 +181,9 @@ class DataNetworkPrior(WassersteinPatchPrior):
         yield Result(self)
 
     def _require_memory(self, net: nn.Module, tiles: Tiles, multiple: Sequence[int] | None) -> None:
-        """Refuse batches whose feature maps cannot be held, judged by those of small tiles."""
+        """Refuse batches that cannot be held: their feature maps, judged by those of small tiles,
+        and their patches.
+        """
         probe = copy.copy(self)
         probe.parameters = self.parameters.model_copy(update={"tiles": 2})
         space = tiles.data.shape[2:]
@@ -187,10 +191,13 @@ class DataNetworkPrior(WassersteinPatchPrior):
         small = tiles.cropped([min(e, n) for e, n in zip(edges, space, strict=True)])
         draw = partial(probe._batch, net, small)
         kept = graph_bytes(net, draw, torch.Generator().manual_seed(0)) / small.first[:2].numel()
+        count = self.parameters.tiles
+        grid = self.patch_grid(tiles.first.shape[2:])
+        patches = self.dim * min(self.parameters.patches_per_step, count * grid.count)
         require(
-            kept * self.parameters.tiles * tiles.first[0].numel(),
-            f"a training step with {self.parameters.tiles} tiles of {tuple(space)} data samples",
-            "lower tiles or tile",
+            kept * count * tiles.first[0].numel() + BYTES_PER_PATCH_SAMPLE * patches,
+            f"a training step with {count} tiles of {tuple(space)} data samples",
+            "lower tiles, tile or patches_per_step",
         )
 
     def _train(

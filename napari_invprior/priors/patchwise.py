@@ -83,9 +83,13 @@ class PatchPrior(Prior):
             space, self.patch, steps, random_offset(space, self.patch, steps, generator)
         )
 
-    def drawn_patches(self, planes: Tensor, count: int, generator: torch.Generator) -> DrawnPatches:
-        """``count`` patches of each plane, drawn uniformly."""
+    def drawn_patches(
+        self, planes: Tensor, count: int, generator: torch.Generator
+    ) -> DrawnPatches | PatchGrid:
+        """``count`` patches of each plane, drawn uniformly; all, where it has no more."""
         grid = self.patch_grid(planes.shape[2:])
+        if count >= grid.count:
+            return grid
         drawn = torch.randint(grid.count, (count,), generator=generator).to(planes.device)
         return DrawnPatches(grid, planes.shape[1], drawn)
 
@@ -112,6 +116,8 @@ class PatchPrior(Prior):
         self, x: Tensor, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Estimates of `g` and `grad` from ``count`` patches per plane drawn uniformly.
+
+        A plane with no more patches than that gives all of them.
 
         Slower than `subset_value_and_grad` (a gather instead of a strided copy); kept because the
         papers draw patches this way.

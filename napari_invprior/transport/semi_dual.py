@@ -204,7 +204,7 @@ class SemiDual:
         self.last_level = levels[-1]
         before = -math.inf
         for _ in range(rounds - 1):
-            reached = self._climb(points, levels[-1], enough)
+            reached = self._climb(points, levels[-1], 0.0)
             yield reached
             if reached - before <= 0.1 * torch.finfo(self.psi.dtype).eps * abs(reached):
                 break

@@ -28,7 +28,7 @@ STUDY: dict[str, Any] = {
         {"title": "EPLL", "prior": PRIOR,
          "solver": {"kind": "variational", "weight": 0.004, "iterations": 20}},
         {"prior": PRIOR, "solver": {"kind": "half_quadratic", "weight": 0.25, "steps": 6}},
-        {"title": "WPP, split", "prior": {"kind": "wasserstein", "reference_patches": 300},
+        {"title": "ALR, split", "prior": {"kind": "adversarial", "steps": 10},
          "solver": {"kind": "half_quadratic", "weight": 0.25}},
     ],
     "study_baselines": ["start", "nlm"],
@@ -68,10 +68,10 @@ def test_refusals_name_the_fault(change: dict[str, Any], words: str) -> None:
 
 def test_layers_and_figures_of_a_study(outcome: recipes.Outcome) -> None:
     table = {row["title"]: row for row in outcome.metrics["table"]}
-    assert list(table) == ["EPLL", "Gaussian mixture", "WPP, split", "Spline (shift-corrected)",
+    assert list(table) == ["EPLL", "Gaussian mixture", "ALR, split", "Spline (shift-corrected)",
                            "Non-local means"]
-    assert table["WPP, split"]["status"] == "failed"
-    assert "denoise patches" in table["WPP, split"]["reason"]
+    assert table["ALR, split"]["status"] == "failed"
+    assert "denoise patches" in table["ALR, split"]["reason"]
     assert [layer.name for layer in outcome.layers] == [
         "reconstruction_epll", "reconstruction_gaussian_mixture",
         "reconstruction_spline_shift_corrected", "reconstruction_non_local_means", "truth",
