@@ -10,7 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -46,12 +46,14 @@ class DataNetworkParameters(WassersteinParameters):
         1, "Scales that are compared, each half as fine as the one before.", advanced=True
     )
     network: str = parameter("small", "One of the sizes of the network.")
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(800, "Training steps.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
+        None, "Training steps. Empty: 800."
+    )
     tiles: Annotated[int, Field(ge=1, le=4096)] = parameter(
         4, "Tiles of the data per step.", advanced=True
     )
-    tile: Annotated[int, Field(ge=SMALLEST_TILE, le=1024)] = parameter(
-        25, "Edge of a tile.", unit="data px", advanced=True
+    tile: Annotated[int, Field(ge=SMALLEST_TILE, le=1024)] | None = parameter(
+        None, "Edge of a tile. Empty: 25, in volumes 10.", unit="data px", advanced=True
     )
     patches_per_step: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
         4000, "Patches of the tiles' images that are compared in one step.", advanced=True
@@ -60,19 +62,36 @@ class DataNetworkParameters(WassersteinParameters):
         None, "Largest step of Adam; it falls to zero. Empty: 1e-3, in the paper's network the "
         "paper's.", advanced=True,
     )
-    weight: Annotated[float, Field(ge=1e-9, le=1e6)] = parameter(
-        5.0, "How much the patches count against the data."
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
+        None, "How much the patches count against the data. Empty: 5, in volumes 1.5."
     )
+
+
+class Training(NamedTuple):
+    """The parameters of the same names, none of them empty."""
+
+    steps: int
+    tile: int
+    weight: float
 
 
 class DataNetworkPrior(WassersteinPatchPrior):
     """A Wasserstein patch prior with a network that serves it, for any data of one operator.
 
     Subclasses make the network (`_network`) and its images of a batch (`_batch`).
+
+    Attributes
+    ----------
+    training : Training
+        What was chosen, and the usual for what was left empty.
     """
 
     Parameters: ClassVar[type[DataNetworkParameters]]
     parameters: DataNetworkParameters
+    usual: ClassVar[Mapping[int, Training]] = {
+        2: Training(steps=800, tile=25, weight=5.0), 3: Training(steps=800, tile=10, weight=1.5)
+    }
+    """By space axes. A tile of a volume has as many samples as one of an image."""
     paper_rate: ClassVar[float]
     """Adam's step in the paper."""
     needs_measurement = True
@@ -85,6 +104,10 @@ class DataNetworkPrior(WassersteinPatchPrior):
         device: str = "cpu",
     ) -> None:
         super().__init__(parameters, ndim=ndim, channels=channels, device=device)
+        chosen = {name: getattr(parameters, name) for name in Training._fields}
+        self.training = self.usual[ndim]._replace(
+            **{name: value for name, value in chosen.items() if value is not None}
+        )
         self._net: nn.Module | None = None
         self._factor: tuple[int, ...] = ()
 
@@ -155,7 +178,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
         net = self._fresh(factor, seed)
         y = measurement.y.to(self.device)
         multiple = getattr(net, "data_multiple", None)
-        tiles = cut_tiles(y, measurement.physics, self.parameters.tile, multiple)
+        tiles = cut_tiles(y, measurement.physics, self.training.tile, multiple)
         self._require_memory(net, tiles, multiple)
         yield from forward(super().fit(references, seed=seed, should_stop=should_stop))
         if self._net is not None and factor == self._factor:
@@ -163,7 +186,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
         variance = measurement.noise.variance_level(y)
         energy = PatchEnergy(
             self, tiles, variance, patches=self.parameters.patches_per_step,
-            weight=self.parameters.weight,
+            weight=self.training.weight,
         )
         generator = torch.Generator().manual_seed(seed)
         yield from self._train(net, tiles, energy, generator, should_stop)
@@ -205,7 +228,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
         should_stop: ShouldStop,
     ) -> Iterator[Event]:
         yield from train(
-            net, partial(self._batch, net, tiles), energy, steps=self.parameters.steps,
+            net, partial(self._batch, net, tiles), energy, steps=self.training.steps,
             learning_rate=self.learning_rate, generator=generator,
             should_stop=should_stop,
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from napari_invprior.parameters import parameter
 from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
-from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
+from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior, Training
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.registry import register
@@ -34,17 +34,17 @@ class WPPFlowParameters(DataNetworkParameters):
     network: Literal["small", "paper"] = parameter(
         "small", "A small flow (minutes), or the paper's (hours on a CPU)."
     )
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = parameter(
-        600, "Training steps of the flow."
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
+        None, "Training steps of the flow. Empty: 600, in volumes 350."
     )
     centre_steps: Annotated[int, Field(ge=0, le=10_000_000)] = parameter(
         800, "Training steps of the middle of the samples, before the flow as a whole.",
         advanced=True,
     )
-    weight: Annotated[float, Field(ge=1e-9, le=1e6)] = parameter(
-        8.0,
+    weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
+        None,
         "How much the patches count against the data: larger gives sharper samples that differ "
-        "less.",
+        "less. Empty: 8, in volumes 2.4.",
     )
     samples: Annotated[int, Field(ge=2, le=100_000)] = parameter(
         16, "Images drawn for the mean and the standard deviation."
@@ -113,6 +113,9 @@ class WPPFlow(DataNetworkPrior):
 
     Parameters = WPPFlowParameters
     parameters: WPPFlowParameters
+    usual: ClassVar[Mapping[int, Training]] = {
+        2: Training(steps=600, tile=25, weight=8.0), 3: Training(steps=350, tile=10, weight=2.4)
+    }
     paper_rate = 2e-4
 
     def _network(self, factor: tuple[int, ...]) -> ConditionalFlow:
@@ -139,26 +142,26 @@ class WPPFlow(DataNetworkPrior):
         reference patches that its blurred images happen to be close to.
         """
         assert isinstance(net, ConditionalFlow)
-        chosen = self.parameters
-        centre, first_steps = net.centre, chosen.centre_steps
+        training, tiles_per_step = self.training, self.parameters.tiles
+        centre, first_steps = net.centre, self.parameters.centre_steps
         if centre is None or self._net is not None:
             first_steps = 0
-        stage = Stage("train", first_steps + chosen.steps)
+        stage = Stage("train", first_steps + training.steps)
         if centre is not None and first_steps:
 
             def images(generator: torch.Generator) -> tuple[Tensor, None, Tensor]:
-                y, first = tiles.draw(chosen.tiles, generator, self.joint_channels)
+                y, first = tiles.draw(tiles_per_step, generator, self.joint_channels)
                 return centre(y, first), None, y
 
-            energy.weight = min(chosen.weight, CENTRE_WEIGHT)
+            energy.weight = min(training.weight, CENTRE_WEIGHT)
             yield from train(
                 centre, images, energy, steps=first_steps, learning_rate=self.learning_rate,
                 generator=generator, stage=stage, should_stop=should_stop,
             )
-        energy.weight = chosen.weight  # the same energy, whose potential has found its place
+        energy.weight = training.weight  # the same energy, whose potential has found its place
         if not should_stop():
             yield from train(
-                net, partial(self._batch, net, tiles), energy, steps=chosen.steps,
+                net, partial(self._batch, net, tiles), energy, steps=training.steps,
                 learning_rate=self.learning_rate, largest_gradient=LARGEST_GRADIENT,
                 generator=generator, stage=stage, begun=first_steps, should_stop=should_stop,
             )
