@@ -41,8 +41,10 @@ EXACT, EXACT_ROUNDS = 1e-4, 20
 """Accuracy of `PatchDiscrepancy.g`."""
 MEMORY = 0.9
 """Share of the running mass that is kept from one step to the next."""
-BALANCED_ENOUGH = 0.5
-MOST_INNER_STEPS = 3
+BALANCED_ENOUGH, MOST_INNER_STEPS = 0.2, 10
+"""A step of the potential is repeated until so little mass is misplaced, at most so often."""
+RELAXED_ENOUGH, RELAXED_INNER_STEPS = 0.5, 3
+"""Where masses are free: they find their place by themselves, and more steps gain 0.03 dB."""
 
 Edge = Annotated[int, Field(ge=1, le=32)]
 
@@ -348,14 +350,18 @@ class _Running:
 
     def follow(self, patches: Tensor) -> tuple[Plan, Tensor]:
         """Adapt the potential to these patches; more steps while the mass is badly placed."""
-        for _ in range(MOST_INNER_STEPS):
+        enough, most = (
+            (BALANCED_ENOUGH, MOST_INNER_STEPS) if self.dual.rho is None
+            else (RELAXED_ENOUGH, RELAXED_INNER_STEPS)
+        )
+        for _ in range(most):
             plan = self.dual.plan(patches)
             value = self.dual.value(plan)
             mass = plan.mass
             self._mass = mass if self._mass is None else self._mass.lerp(mass, 1 - MEMORY)
             self.imbalance = self.dual.imbalance(self._mass)
             self.dual.ascend(plan)
-            if self.imbalance < BALANCED_ENOUGH:
+            if self.imbalance < enough:
                 break
         return plan, value
 

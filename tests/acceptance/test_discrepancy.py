@@ -49,13 +49,15 @@ def reconstruct(learnt: Any, truth: Tensor, weight: float, **solver: Any) -> tup
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "solver", "asked"),
+    ("name", "parameters", "weight", "solver", "asked"),
     [
-        ("wasserstein", {}, {"stride": 5}, 27.0),
-        ("wasserstein", {"reference_patches": 10_000}, {"stride": 4, "iterations": 100}, 27.35),
-        ("semi_unbalanced", {}, {"stride": 5}, 27.3),
-        ("semi_unbalanced", {"reference_patches": 10_000}, {"stride": 5}, 27.36),
-        ("sinkhorn", {}, {"stride": 5}, 27.04),
+        ("wasserstein", {}, 1.4, {"stride": 5}, 27.0),
+        ("wasserstein", {"reference_patches": 10_000}, 1.4, {"stride": 4, "iterations": 100},
+         27.35),
+        ("semi_unbalanced", {}, 1.4, {"stride": 5}, 27.3),
+        ("semi_unbalanced", {"reference_patches": 10_000}, 1.4, {"stride": 5}, 27.36),
+        ("sinkhorn", {}, 1.4, {"stride": 5}, 27.04),
+        ("adversarial", {"steps": 1500}, 0.5, {"stride": 5}, 27.35),
     ],
 )
 def test_whole_image(
@@ -63,11 +65,12 @@ def test_whole_image(
     show: Show,
     name: str,
     parameters: dict[str, Any],
+    weight: float,
     solver: dict[str, Any],
     asked: float,
 ) -> None:
     reference, truth = sic
-    x, ratio = reconstruct(prior(name, reference, **parameters), truth, 1.4, **solver)
+    x, ratio = reconstruct(prior(name, reference, **parameters), truth, weight, **solver)
     figure = psnr(x, truth, 40)
     show(
         f"SiC x4 600 x 600, {name} {parameters}: {figure:.2f} dB (asked {asked}), SSIM "
@@ -147,9 +150,9 @@ def test_texture_from_noise(sic: tuple[Tensor, Tensor], show: Show) -> None:
     reference, _ = sic
     physics = Synthesis(SynthesisParameters(), 2)
     y = torch.zeros(1, 1, 96, 96)
-    learnt = prior("wasserstein", reference, reference_patches=1000, scales=3)
+    learnt = prior("wasserstein", reference, reference_patches=1000)
     solver = Variational(
-        VariationalParameters(iterations=300, plateau=0, stride=1, learning_rate=0.03)
+        VariationalParameters(iterations=400, plateau=0, stride=1, learning_rate=0.02, rim=0)
     )
     noise = GaussianNoise(GaussianParameters(sigma=0.01))
     x = jobs.run(solver.solve(y, physics, noise, learnt, weight=1.0))
