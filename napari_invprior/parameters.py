@@ -17,6 +17,7 @@ napari_invprior.errors.InvalidInput: Demo: unknown key 'sigmma'; did you mean 's
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ class Parameters(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 V = TypeVar("V", int, float)
+D = TypeVar("D", bound=Any)
 
 
 def per_axis(value: V | Sequence[V], ndim: int, name: str) -> tuple[V, ...]:
@@ -78,6 +80,13 @@ def parameter(
     """
     extra: JsonDict = {"unit": unit, "advanced": advanced}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def overlaid(usual: D, parameters: Parameters) -> D:
+    """The dataclass ``usual`` with every field that the parameters give (is not None there)."""
+    chosen = {field.name: getattr(parameters, field.name) for field in dataclasses.fields(usual)}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return dataclasses.replace(usual, **given)
 
 
 def validate(model: type[M], data: Mapping[str, Any] | M, where: str = "") -> M:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, forward, never, run
 from napari_invprior.memory import require
-from napari_invprior.parameters import parameter
+from napari_invprior.parameters import overlaid, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
@@ -67,7 +68,8 @@ class DataNetworkParameters(WassersteinParameters):
     )
 
 
-class Training(NamedTuple):
+@dataclass(frozen=True)
+class NetworkTraining:
     """The parameters of the same names, none of them empty."""
 
     steps: int
@@ -82,16 +84,17 @@ class DataNetworkPrior(WassersteinPatchPrior):
 
     Attributes
     ----------
-    training : Training
+    training : NetworkTraining
         What was chosen, and the usual for what was left empty.
     """
 
     Parameters: ClassVar[type[DataNetworkParameters]]
     parameters: DataNetworkParameters
-    usual: ClassVar[Mapping[int, Training]] = {
-        2: Training(steps=800, tile=25, weight=5.0), 3: Training(steps=800, tile=10, weight=1.5)
+    usual: ClassVar[Mapping[int, NetworkTraining]] = {
+        2: NetworkTraining(steps=800, tile=25, weight=5.0),
+        3: NetworkTraining(steps=800, tile=10, weight=1.5),
     }
-    """By space axes. A tile of a volume has as many samples as one of an image."""
+    """By space axes. A tile of a volume has about as many samples as one of an image."""
     paper_rate: ClassVar[float]
     """Adam's step in the paper."""
     needs_measurement = True
@@ -104,10 +107,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
         device: str = "cpu",
     ) -> None:
         super().__init__(parameters, ndim=ndim, channels=channels, device=device)
-        chosen = {name: getattr(parameters, name) for name in Training._fields}
-        self.training = self.usual[ndim]._replace(
-            **{name: value for name, value in chosen.items() if value is not None}
-        )
+        self.training = overlaid(self.usual[ndim], parameters)
         self._net: nn.Module | None = None
         self._factor: tuple[int, ...] = ()
 

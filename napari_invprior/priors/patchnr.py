@@ -21,7 +21,7 @@ from napari_invprior.networks.judge import GAIN, OVERFIT, Judge
 from napari_invprior.networks.training import Trainer, Training, training_bytes
 from napari_invprior.networks.whitening import Whitening
 from napari_invprior.numerics.patches import symmetries
-from napari_invprior.parameters import Parameters, parameter
+from napari_invprior.parameters import Parameters, overlaid, parameter
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPotential
 from napari_invprior.registry import register
@@ -120,9 +120,7 @@ class PatchNRParameters(Parameters):
 
     def plan(self) -> Plan:
         """The preset with every field that is given."""
-        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(Plan)}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return dataclasses.replace(PRESETS[self.preset], **given)
+        return overlaid(PRESETS[self.preset], self)
 
 
 @register(

@@ -17,7 +17,11 @@ from napari_invprior.parameters import parameter
 from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
-from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior, Training
+from napari_invprior.priors.data_network import (
+    DataNetworkParameters,
+    DataNetworkPrior,
+    NetworkTraining,
+)
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.priors.energy_training import PatchEnergy, train
 from napari_invprior.registry import register
@@ -113,8 +117,9 @@ class WPPFlow(DataNetworkPrior):
 
     Parameters = WPPFlowParameters
     parameters: WPPFlowParameters
-    usual: ClassVar[Mapping[int, Training]] = {
-        2: Training(steps=600, tile=25, weight=8.0), 3: Training(steps=350, tile=10, weight=2.4)
+    usual: ClassVar[Mapping[int, NetworkTraining]] = {
+        2: NetworkTraining(steps=600, tile=25, weight=8.0),
+        3: NetworkTraining(steps=350, tile=10, weight=2.4),
     }
     paper_rate = 2e-4
 
