@@ -36,6 +36,34 @@ BYTES_PER_PATCH_SAMPLE = 24
 """The patches, where each goes, and where in the images they lie."""
 
 
+@dataclass(frozen=True)
+class NetworkTraining:
+    """The parameters of the same names, none of them empty."""
+
+    steps: int
+    tile: int
+    weight: float
+
+
+USUAL = {
+    2: NetworkTraining(steps=800, tile=25, weight=5.0),
+    3: NetworkTraining(steps=800, tile=10, weight=1.5),
+}
+"""By space axes. A tile of a volume has about as many samples as one of an image."""
+
+
+def left_empty(usual: Mapping[int, NetworkTraining], name: str) -> str:
+    """What a parameter's description says of the usual value.
+
+    Examples
+    --------
+    >>> left_empty(USUAL, "steps"), left_empty(USUAL, "weight")
+    ('Empty: 800.', 'Empty: 5, in volumes 1.5.')
+    """
+    image, volume = (f"{getattr(usual[ndim], name):g}" for ndim in (2, 3))
+    return f"Empty: {image}." if image == volume else f"Empty: {image}, in volumes {volume}."
+
+
 class DataNetworkParameters(WassersteinParameters):
     """Patches, network and training."""
 
@@ -48,13 +76,13 @@ class DataNetworkParameters(WassersteinParameters):
     )
     network: str = parameter("small", "One of the sizes of the network.")
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
-        None, "Training steps. Empty: 800."
+        None, f"Training steps. {left_empty(USUAL, 'steps')}"
     )
     tiles: Annotated[int, Field(ge=1, le=4096)] = parameter(
         4, "Tiles of the data per step.", advanced=True
     )
     tile: Annotated[int, Field(ge=SMALLEST_TILE, le=1024)] | None = parameter(
-        None, "Edge of a tile. Empty: 25, in volumes 10.", unit="data px", advanced=True
+        None, f"Edge of a tile. {left_empty(USUAL, 'tile')}", unit="data px", advanced=True
     )
     patches_per_step: Annotated[int, Field(ge=100, le=1_000_000)] = parameter(
         4000, "Patches of the tiles' images that are compared in one step.", advanced=True
@@ -64,17 +92,8 @@ class DataNetworkParameters(WassersteinParameters):
         "paper's.", advanced=True,
     )
     weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
-        None, "How much the patches count against the data. Empty: 5, in volumes 1.5."
+        None, f"How much the patches count against the data. {left_empty(USUAL, 'weight')}"
     )
-
-
-@dataclass(frozen=True)
-class NetworkTraining:
-    """The parameters of the same names, none of them empty."""
-
-    steps: int
-    tile: int
-    weight: float
 
 
 class DataNetworkPrior(WassersteinPatchPrior):
@@ -90,11 +109,8 @@ class DataNetworkPrior(WassersteinPatchPrior):
 
     Parameters: ClassVar[type[DataNetworkParameters]]
     parameters: DataNetworkParameters
-    usual: ClassVar[Mapping[int, NetworkTraining]] = {
-        2: NetworkTraining(steps=800, tile=25, weight=5.0),
-        3: NetworkTraining(steps=800, tile=10, weight=1.5),
-    }
-    """By space axes. A tile of a volume has about as many samples as one of an image."""
+    usual: ClassVar[Mapping[int, NetworkTraining]] = USUAL
+    """By space axes."""
     paper_rate: ClassVar[float]
     """Adam's step in the paper."""
     needs_measurement = True

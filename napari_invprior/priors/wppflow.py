@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,10 @@ from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
 from napari_invprior.priors.data_network import (
+    USUAL,
     DataNetworkParameters,
     DataNetworkPrior,
-    NetworkTraining,
+    left_empty,
 )
 from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
 from napari_invprior.priors.energy_training import PatchEnergy, train
@@ -30,6 +32,10 @@ CENTRE_WEIGHT = 3.0
 """Largest weight while the centre learns alone."""
 LARGEST_GRADIENT = 100.0
 """Longer gradients of a training step are shortened to this norm."""
+USUAL_FLOW = {
+    2: replace(USUAL[2], steps=600, weight=8.0),
+    3: replace(USUAL[3], steps=350, weight=2.4),
+}
 
 
 class WPPFlowParameters(DataNetworkParameters):
@@ -39,7 +45,7 @@ class WPPFlowParameters(DataNetworkParameters):
         "small", "A small flow (minutes), or the paper's (hours on a CPU)."
     )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = parameter(
-        None, "Training steps of the flow. Empty: 600, in volumes 350."
+        None, f"Training steps of the flow. {left_empty(USUAL_FLOW, 'steps')}"
     )
     centre_steps: Annotated[int, Field(ge=0, le=10_000_000)] = parameter(
         800, "Training steps of the middle of the samples, before the flow as a whole.",
@@ -48,7 +54,7 @@ class WPPFlowParameters(DataNetworkParameters):
     weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
         None,
         "How much the patches count against the data: larger gives sharper samples that differ "
-        "less. Empty: 8, in volumes 2.4.",
+        f"less. {left_empty(USUAL_FLOW, 'weight')}",
     )
     samples: Annotated[int, Field(ge=2, le=100_000)] = parameter(
         16, "Images drawn for the mean and the standard deviation."
@@ -117,10 +123,7 @@ class WPPFlow(DataNetworkPrior):
 
     Parameters = WPPFlowParameters
     parameters: WPPFlowParameters
-    usual: ClassVar[Mapping[int, NetworkTraining]] = {
-        2: NetworkTraining(steps=600, tile=25, weight=8.0),
-        3: NetworkTraining(steps=350, tile=10, weight=2.4),
-    }
+    usual = USUAL_FLOW
     paper_rate = 2e-4
 
     def _network(self, factor: tuple[int, ...]) -> ConditionalFlow:

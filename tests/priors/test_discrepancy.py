@@ -51,6 +51,21 @@ def test_distance_to_itself_is_zero_and_a_shift_costs_its_square(
     assert float(prior.g(image[None] + shift)) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_plane_with_no_more_patches_than_are_to_be_drawn_gives_each_of_them_once() -> None:
+    image = texture((20, 18))
+    prior = wasserstein([Reference(image)], patch_size=4, scales=1)
+    every = prior.patch_grid((20, 18))
+    few, all_, more = (
+        prior.drawn_patches(image[None], count, torch.Generator().manual_seed(0))
+        .extract(image[None])
+        for count in (every.count - 1, every.count, 10 * every.count)
+    )
+    assert few.shape[1] == every.count - 1
+    assert len(few.unique(dim=1).T) < every.count - 1, "drawn with replacement"
+    assert torch.equal(all_, every.extract(image[None]))
+    assert torch.equal(more, all_)
+
+
 def test_turning_image_and_reference_alike_changes_nothing() -> None:
     image, other = texture((30, 30)), texture((30, 30), 1)
     plain = wasserstein([Reference(image)], patch_size=4)
