@@ -179,5 +179,5 @@ class ReconstructPanel(Section):
         show_progress(self.bar, event)
         stage = STAGES.get(event.stage, event.stage)
         residual = event.losses.get("residual")
-        figure = f" · residual {residual:.2f} sigma" if residual is not None else ""
+        figure = f" · misfit / noise {residual:.2f}" if residual is not None else ""
         self.about.say(f"{stage} · step {event.step} of {event.total} · {clock(event)}{figure}")

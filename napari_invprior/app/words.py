@@ -34,11 +34,11 @@ def figures(metrics: Mapping[str, Any]) -> str:
     Examples
     --------
     >>> figures({"residual_ratio": 1.02, "weight": 0.0021, "psnr": 29.71})
-    'residual 1.02 sigma · weight 0.0021 · 29.7 dB against the truth'
+    'misfit / noise 1.02 · weight 0.0021 · 29.7 dB against the truth'
     """
     parts = []
     if metrics.get("residual_ratio") is not None:
-        parts.append(f"residual {metrics['residual_ratio']:.2f} sigma")
+        parts.append(f"misfit / noise {metrics['residual_ratio']:.2f}")
     if metrics.get("weight") is not None:
         parts.append(f"weight {metrics['weight']:.3g}")
     if metrics.get("psnr") is not None:

@@ -24,13 +24,13 @@ from napari_invprior.parameters import overlaid, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.data_tiles import SMALLEST_TILE, Tiles, cut_tiles
+from napari_invprior.priors.data_tiles import SMALLEST_TILE, Border, Tiles, cut_tiles
 from napari_invprior.priors.energy_training import PatchEnergy, graph_bytes, train
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.state import check_entry
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
 
-LARGEST_FACTOR = 16
+LARGEST_FACTOR, LARGEST_MARGIN = 16, 1024
 USUAL_RATE = 1e-3
 BYTES_PER_PATCH_SAMPLE = 24
 """The patches, where each goes, and where in the images they lie."""
@@ -126,6 +126,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
         self.training = overlaid(self.usual[ndim], parameters)
         self._net: nn.Module | None = None
         self._factor: tuple[int, ...] = ()
+        self._border = Border(0, circular=False)
 
     @abstractmethod
     def _network(self, factor: tuple[int, ...]) -> nn.Module:
@@ -213,7 +214,7 @@ class DataNetworkPrior(WassersteinPatchPrior):
                 f"variance (0.5 to 2 is good): {step} the weight, or check the noise level",
                 "warning",
             )
-        self._net, self._factor = net.requires_grad_(False), factor
+        self._net, self._factor, self._border = net.requires_grad_(False), factor, tiles.border
         planes = self.as_planes(self._batch(net, tiles, generator)[0])
         count = -(-PREVIEW_PATCHES // len(planes))
         yield self.preview(self.drawn_patches(planes, count, generator).extract(planes))
@@ -258,7 +259,10 @@ class DataNetworkPrior(WassersteinPatchPrior):
 
     def state(self) -> dict[str, Tensor]:
         weights = self.net.state_dict()
-        found = super().state() | {"factor": torch.tensor(self._factor, dtype=torch.float64)}
+        found = super().state() | {
+            "factor": torch.tensor(self._factor, dtype=torch.float64),
+            "border": torch.tensor(self._border, dtype=torch.float64),
+        }
         return found | {f"net.{k}": v.cpu().clone() for k, v in weights.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -268,6 +272,12 @@ class DataNetworkPrior(WassersteinPatchPrior):
             raise InvalidInput(
                 f"{self.name}: 'factor' = {factor}; 1 to {LARGEST_FACTOR} per axis is possible"
             )
+        check_entry(state, "border", (2,), self.name)
+        margin, circular = (int(b) for b in state["border"].tolist())
+        if not 0 <= margin <= LARGEST_MARGIN:
+            raise InvalidInput(
+                f"{self.name}: 'border' = {margin}; 0 to {LARGEST_MARGIN} data px are possible"
+            )
         net = self._fresh(factor, 0)
         weights = {}
         for name, held in net.state_dict().items():
@@ -276,3 +286,4 @@ class DataNetworkPrior(WassersteinPatchPrior):
         super().load_state(state)
         net.load_state_dict(weights)
         self._net, self._factor = net.requires_grad_(False), factor
+        self._border = Border(margin, bool(circular))

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,52 @@ from napari_invprior.physics.blocks import block_factor, block_shift
 from napari_invprior.physics.piece import take_piece
 
 SMALLEST_TILE = 8
+
+
+class Border(NamedTuple):
+    """How data are continued before a network sees them.
+
+    In the outermost data samples of its tiles a network is not held to the data, because the
+    operator looks beyond the tile; there it obeys the prior alone. Data in use are continued by
+    as many samples, so that this place lies outside.
+
+    Attributes
+    ----------
+    margin : int
+        Data samples beyond the border.
+    circular : bool
+        Continued by the opposite end instead of by the mirror image.
+    """
+
+    margin: int
+    circular: bool
+
+    def continued(self, y: Tensor, multiple: Sequence[int] | None = None) -> Tensor:
+        """Data (..., *space) continued on all sides, and behind to a ``multiple`` per axis.
+
+        Examples
+        --------
+        >>> y = torch.tensor([[[1, 2, 3]]])
+        >>> Border(2, circular=False).continued(y).tolist()
+        [[[2, 1, 1, 2, 3, 3, 2]]]
+        >>> Border(2, circular=True).continued(y, (4,)).tolist()
+        [[[2, 3, 1, 2, 3, 1, 2, 3]]]
+        """
+        for axis, n in enumerate(y.shape[2:]):
+            behind = self.margin
+            if multiple is not None:
+                behind += -(n + 2 * self.margin) % multiple[axis]
+            index = torch.arange(-self.margin, n + behind)
+            index %= n if self.circular else 2 * n
+            index = torch.minimum(index, 2 * n - 1 - index)
+            y = y.index_select(axis + 2, index.to(y.device))
+        return y
+
+    def inside(self, x: Tensor, space: Sequence[int], factor: Sequence[int]) -> Tensor:
+        """What of an image of continued data belongs to data of space ``space``."""
+        for axis, (n, f) in enumerate(zip(space, factor, strict=True), 2):
+            x = x.narrow(axis, self.margin * f, n * f)
+        return x
 
 
 @dataclass(frozen=True)
@@ -32,6 +78,8 @@ class Tiles:
         From the inner part of a tile's image to the inner part of its data.
     data_window, image_window : tuple of slice
         The inner parts, as indices into batches.
+    border : Border
+        What lies outside the inner part of the data.
     """
 
     data: Tensor
@@ -39,6 +87,7 @@ class Tiles:
     physics: Physics
     data_window: tuple[Any, ...]
     image_window: tuple[Any, ...]
+    border: Border
 
     def draw(
         self, count: int, generator: torch.Generator, channels: int = 1
@@ -127,6 +176,7 @@ def cut_tiles(
         torch.cat([a for a, _ in found]).contiguous(),
         torch.cat([b for _, b in found]).contiguous(),
         part, data_window, image_window,
+        Border(data_window[2].start, getattr(physics, "boundary", "") == "circular"),
     )
 
 

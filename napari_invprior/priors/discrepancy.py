@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -41,10 +41,21 @@ EXACT, EXACT_ROUNDS = 1e-4, 20
 """Accuracy of `PatchDiscrepancy.g`."""
 MEMORY = 0.9
 """Share of the running mass that is kept from one step to the next."""
-BALANCED_ENOUGH, MOST_INNER_STEPS = 0.2, 10
-"""A step of the potential is repeated until so little mass is misplaced, at most so often."""
-RELAXED_ENOUGH, RELAXED_INNER_STEPS = 0.5, 3
-"""Where masses are free: they find their place by themselves, and more steps gain 0.03 dB."""
+
+
+class Pace(NamedTuple):
+    """A step of the potential is repeated until so little mass is misplaced, at most so often."""
+
+    enough: float
+    most: int
+
+
+CLOSE = Pace(0.2, 10)
+"""For balanced transport of an image."""
+LOOSE = Pace(0.5, 3)
+"""Where masses are free they find their place by themselves, and more steps gain 0.03 dB. Where
+other images come in each step, more steps would follow the few at hand instead of them all.
+"""
 
 Edge = Annotated[int, Field(ge=1, le=32)]
 
@@ -89,7 +100,7 @@ class PatchDiscrepancy(PatchPrior):
     optimises = False
     previews = "patches it compares with"
     balanced: ClassVar[bool] = False
-    """Whether every reference patch must be used as often as it occurs in the references."""
+    """Whether one image must use every reference patch as often as the references have it."""
     descends = True
 
     def __init__(
@@ -130,7 +141,8 @@ class PatchDiscrepancy(PatchPrior):
 
     def for_run(self) -> PatchDiscrepancy:
         working = copy.copy(self)
-        working._running = [_Running(self._dual(reference)) for reference in self.scales]
+        pace = CLOSE if self.balanced else LOOSE
+        working._running = [_Running(self._dual(reference), pace) for reference in self.scales]
         return working
 
     def advice(self, space: Sequence[int]) -> str:
@@ -342,26 +354,22 @@ class PatchDiscrepancy(PatchPrior):
 class _Running:
     """The potential of one scale as it follows a reconstruction."""
 
-    def __init__(self, dual: SemiDual) -> None:
-        self.dual = dual
+    def __init__(self, dual: SemiDual, pace: Pace) -> None:
+        self.dual, self.pace = dual, pace
         self._interpolation: Interpolation | None = None
         self._mass: Tensor | None = None
         self.imbalance = 1.0
 
     def follow(self, patches: Tensor) -> tuple[Plan, Tensor]:
         """Adapt the potential to these patches; more steps while the mass is badly placed."""
-        enough, most = (
-            (BALANCED_ENOUGH, MOST_INNER_STEPS) if self.dual.rho is None
-            else (RELAXED_ENOUGH, RELAXED_INNER_STEPS)
-        )
-        for _ in range(most):
+        for _ in range(self.pace.most):
             plan = self.dual.plan(patches)
             value = self.dual.value(plan)
             mass = plan.mass
             self._mass = mass if self._mass is None else self._mass.lerp(mass, 1 - MEMORY)
             self.imbalance = self.dual.imbalance(self._mass)
             self.dual.ascend(plan)
-            if self.imbalance < enough:
+            if self.imbalance < self.pace.enough:
                 break
         return plan, value
 

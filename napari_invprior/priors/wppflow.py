@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -242,9 +241,8 @@ class WPPFlow(DataNetworkPrior):
         count = self.parameters.samples if count is None else count
         net = self.net
         assert isinstance(net, ConditionalFlow)
-        single = as_single(y).to(self.device)
-        fine = [n * f for n, f in zip(single.shape[2:], self._factor, strict=True)]
-        single = _padded(single, net.data_multiple)
+        inside = partial(self._border.inside, space=tuple(y.shape[2:]), factor=self._factor)
+        single = self._border.continued(as_single(y).to(self.device), net.data_multiple)
         condition = Condition(single, first_image(single, self._factor))
         generator = torch.Generator().manual_seed(seed)
         samples: list[Tensor] = []
@@ -259,24 +257,9 @@ class WPPFlow(DataNetworkPrior):
             mean = mean + change / (number + 1)
             squares = squares + change * (x - mean)
             if number < kept:
-                samples.append(_cut(x, fine))
+                samples.append(inside(x))
             if should_stop():
                 break
         yield stage.progress(frame * count + number + 1)
         std = (squares / max(1, number)).sqrt()
-        yield Result(Posterior(_cut(mean, fine), _cut(std, fine), samples))
-
-
-def _padded(y: Tensor, multiple: tuple[int, ...]) -> Tensor:
-    """Data continued by their last samples to a multiple of so many per axis."""
-    behind = [-n % m for n, m in zip(y.shape[2:], multiple, strict=True)]
-    if not any(behind):
-        return y
-    return F.pad(y, [n for b in reversed(behind) for n in (0, b)], mode="replicate")
-
-
-def _cut(x: Tensor, space: Sequence[int]) -> Tensor:
-    """The first samples of each space axis; undoes `_padded`."""
-    for axis, n in enumerate(space, 2):
-        x = x.narrow(axis, 0, n)
-    return x
+        yield Result(Posterior(inside(mean), inside(std), samples))

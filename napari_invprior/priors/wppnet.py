@@ -65,7 +65,8 @@ class WPPNet(DataNetworkPrior):
         net, stage = self.net, Stage("reconstruct", y.shape[0])
         images = []
         for k, frame in enumerate(y.split(1)):
-            single = as_single(frame)
-            images.append(net(single, first_image(single, self._factor)))
+            single = self._border.continued(as_single(frame))
+            image = net(single, first_image(single, self._factor))
+            images.append(self._border.inside(image, y.shape[2:], self._factor))
             yield stage.progress(k + 1)
         yield Result(torch.cat(images).view(*y.shape[:2], *images[0].shape[2:]))

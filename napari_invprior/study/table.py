@@ -60,8 +60,8 @@ COLUMNS = (
            "Squared Wasserstein distance between the patches of the result and those of the "
            "references, less what two draws of one texture are apart; asks for no truth.", 3,
            "low"),
-    Column("residual_ratio", "residual",
-           "Misfit to the data over the noise; 1 fits just to the noise.", 2),
+    Column("residual_ratio", "misfit / noise",
+           "Mean squared misfit to the data over the noise variance; 1 fits just to the noise.", 2),
     Column("training_seconds", "train / s",
            "Seconds to train the prior; methods that share one show the same.", 1, "low"),
     Column("seconds", "time / s", "Seconds to find the weight and to reconstruct.", 1, "low"),

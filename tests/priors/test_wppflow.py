@@ -1,13 +1,14 @@
-"""WPPFlow: samples, their moments, and the layers that come of them."""
+"""WPPFlow: samples, moments and layers; and the border of both networks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from napari_invprior import jobs, recipes
 from napari_invprior.errors import InvalidInput
@@ -18,8 +19,9 @@ from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.data_tiles import cut_tiles
+from napari_invprior.priors.data_tiles import cut_tiles, first_image
 from napari_invprior.priors.wppflow import WPPFlow, WPPFlowParameters
+from napari_invprior.priors.wppnet import WPPNet, WPPNetParameters
 from napari_invprior.recipes.outputs import write_outcome
 from napari_invprior.samples import load_sample
 
@@ -164,3 +166,31 @@ def test_channels_of_a_place_are_drawn_together() -> None:
     assert first.shape == (6, 1, 16, 16)
     assert torch.allclose(data[0::3] + 1, data[1::3])
     assert torch.allclose(data[1::3] + 1, data[2::3])
+
+
+@pytest.mark.parametrize(("boundary", "circular"), [("reflect", False), ("circular", True)])
+def test_what_a_network_does_at_the_rim_of_its_tiles_is_not_shown(
+    boundary: Literal["reflect", "circular"], circular: bool
+) -> None:
+    """There no data hold it; so its input is continued by that much, and its image cut."""
+
+    class Spoilt(torch.nn.Module):
+        def forward(self, y: Tensor, first: Tensor) -> Tensor:
+            x = torch.zeros_like(first)
+            rim = 2 * prior._border.margin
+            x[..., rim:-rim, rim:-rim] = first[..., rim:-rim, rim:-rim]
+            return x
+
+    physics = SuperResolution(SuperResolutionParameters(factor=2, boundary=boundary), ndim=2)
+    y = 1 + torch.rand((1, 1, 12, 13), generator=torch.Generator().manual_seed(0))
+    measurement = Measurement(y, physics, GaussianNoise(GaussianParameters(sigma=0.05)))
+    prior = WPPNet(WPPNetParameters(reference_patches=100, steps=1, tile=8), ndim=2)
+    jobs.run(prior.fit([Reference(torch.rand(1, 24, 24))], measurement=measurement))
+    assert prior._border.margin > 0
+    assert prior._border.circular == circular
+    prior._net = Spoilt()
+    x = jobs.run(prior.estimate(y))
+    assert x.shape == (1, 1, 24, 26)
+    expected = first_image(y, (2, 2))
+    assert torch.allclose(x[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], atol=0.02)
+    assert float(x.min()) > 0.5
