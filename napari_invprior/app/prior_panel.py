@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QProgressBar, QSizePolicy
 
@@ -27,11 +28,19 @@ class Held:
     text: str
 
 
+@dataclass
+class Pictures:
+    """What was shown of a training."""
+
+    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    patches: np.ndarray | None = None
+
+
 class PriorPanel(Section):
     """Chooses a prior; Train, Pause and Cancel; loss curve beside generated patches.
 
-    One trained prior of each kind is kept, so that to look at another kind loses nothing, and
-    the prior in hand is always of the kind that the list shows.
+    One trained prior of each kind is kept with its pictures, so that to look at another kind
+    loses nothing, and the prior in hand is always of the kind that the list shows.
     """
 
     changed = Signal()
@@ -53,7 +62,7 @@ class PriorPanel(Section):
         self.cancel = push("Cancel", "Stop; what was learnt so far is kept.",
                            self.cancel_clicked.emit)
         self.restart = push("New", "Forget what was learnt and begin anew with the next Train.",
-                            self._forget)
+                            self.forget)
         self.save = push("Save…", "Save the trained prior as a .safetensors file.",
                          self.save_clicked.emit)
         self.suggest = push(
@@ -76,6 +85,7 @@ class PriorPanel(Section):
         pictures.setStretch(1, 1)
         self.box.addLayout(pictures)
         self._held: dict[tuple[str, int], Held] = {}
+        self._pictures: dict[tuple[str, int], Pictures] = {}
         self._shown = self._key
         self.limits: tuple[float, float] | None = None
         self.chooser.changed.connect(self._on_choice)
@@ -124,15 +134,23 @@ class PriorPanel(Section):
         other = "" if self.matches(self.chooser.ndim) else OTHER_VALUES
         self.about.say(held.text + other, GOOD if self.fitted else "")
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop the prior in hand and its pictures."""
         self._held.pop(self._key, None)
-        self._clear()
+        self._pictures.pop(self._key, None)
+        self._show_pictures()
         self._describe()
         self.changed.emit()
 
-    def _clear(self) -> None:
+    @property
+    def _shown_pictures(self) -> Pictures:
+        return self._pictures.setdefault(self._key, Pictures())
+
+    def _show_pictures(self) -> None:
         self.plot.clear()
-        self.gallery.show_patches(None)
+        for step, losses in self._shown_pictures.losses:
+            self.plot.add(step, losses)
+        self.gallery.show_patches(self._shown_pictures.patches, self.limits)
 
     def matches(self, ndim: int) -> bool:
         """Whether the prior in hand is what the form asks for, so that Train continues it."""
@@ -146,7 +164,7 @@ class PriorPanel(Section):
     def _on_choice(self) -> None:
         if self._shown != self._key:
             self._shown = self._key
-            self._clear()
+            self._show_pictures()
             self.bar.setValue(0)
             self._show_what_it_learns()
         self._describe()
@@ -170,7 +188,8 @@ class PriorPanel(Section):
     def begin(self, *, anew: bool) -> None:
         """A training starts."""
         if anew:
-            self._clear()
+            self._pictures.pop(self._key, None)
+            self._show_pictures()
         self.bar.setValue(0)
         self.about.say("preparing…")
 
@@ -178,7 +197,9 @@ class PriorPanel(Section):
         """Show how far it is."""
         show_progress(self.bar, event)
         self.about.say(f"step {event.step} of {event.total} · {clock(event)}")
-        self.plot.add(event.step, dict(event.losses))
+        losses = dict(event.losses)
+        self._shown_pictures.losses.append((event.step, losses))
+        self.plot.add(event.step, losses)
 
     def compare(self, event: Progress) -> None:
         """Show how far the comparison of priors is."""
@@ -187,6 +208,7 @@ class PriorPanel(Section):
 
     def preview(self, event: Preview) -> None:
         """Show generated patches with the contrast of the real ones."""
+        self._shown_pictures.patches = event.array
         self.gallery.show_patches(event.array, self.limits)
 
     def fail(self, text: str) -> None:

@@ -319,6 +319,7 @@ class Workbench(Dock):
         self.prior.chooser.choose(
             {"kind": prior.name} | prior.parameters.model_dump(mode="json", exclude_defaults=True)
         )
+        self.prior.forget()
         self.prior.hold(prior, facts, f"loaded from {path.name}")
         for note in facts.get("notes", ()):
             self._say(str(note), True)

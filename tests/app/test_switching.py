@@ -67,6 +67,9 @@ def test_switching_the_prior_keeps_what_still_fits_and_what_was_learnt(window):
     bench.result.set_weight(0.03)
     before, solver, share = kept(bench), bench.result.solver.choice(), weight_share(bench)
     first = train(window, TINY_PRIOR)
+    curve, generated = dict(bench.prior.plot.points), bench.prior.gallery.count
+    assert curve
+    assert generated
     for name in PRIORS:
         bench.prior.chooser.list.choose(name)
         window.settle(0.1)
@@ -90,6 +93,8 @@ def test_switching_the_prior_keeps_what_still_fits_and_what_was_learnt(window):
     bench.prior.chooser.list.choose("patchnr")
     window.settle(0.1)
     assert bench.prior.prior is first
+    assert bench.prior.plot.points == curve, "what was seen of its training is back"
+    assert bench.prior.gallery.count == generated
     assert bench.result.weight_value() == 0.03
     assert bench.prior.chooser.choice() == TINY_PRIOR
     assert bench.prior.about.text().startswith("trained")
