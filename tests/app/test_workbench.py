@@ -175,7 +175,7 @@ def test_train_and_reconstruct_with_the_buttons(window):
     assert np.allclose(result.scale, (1, 1))
     assert np.allclose(result.translate, (0, 0))
     assert "preview" not in window.viewer.layers
-    assert "sigma" in bench.result.about.text()
+    assert "misfit / noise" in bench.result.about.text()
     window.press(bench.result.script)
     assert "recipes.execute" in QApplication.clipboard().text()
 
