@@ -51,6 +51,9 @@ class Physics(ABC):
     Parameters: ClassVar[type[Declaration]]
     array_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields of the parameters that name an array; the engine loads them."""
+    boundary: str = "valid"
+    """How the image goes on where the operator looks beyond it: ``reflect`` or ``circular``;
+    ``valid`` where it never does."""
     informative: bool = True
     """Whether the data say anything; a weight can then be chosen by them."""
     list_inputs: ClassVar[tuple[str, ...]] = ()

@@ -86,7 +86,7 @@ def block_shift(physics: Physics) -> tuple[int, ...]:
 
 def _moved(x: Tensor, physics: Physics, shape: Sequence[int], sign: int) -> Tensor:
     """An image of space ``shape`` whose samples are those of ``x`` moved by the block shift."""
-    circular = getattr(physics, "boundary", "") == "circular"
+    circular = physics.boundary == "circular"
     for axis, (n, s) in enumerate(zip(shape, block_shift(physics), strict=True)):
         shift = -sign * s
         dim = x.ndim - physics.ndim + axis

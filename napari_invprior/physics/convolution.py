@@ -31,7 +31,6 @@ class SampledConvolution(Physics):
     """
 
     factor: tuple[int, ...]
-    boundary: str
     before: tuple[int, ...]
     taps: tuple[int, ...]
     offset: tuple[float, ...]

@@ -30,7 +30,7 @@ from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.state import check_entry
 from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
 
-LARGEST_FACTOR, LARGEST_MARGIN = 16, 1024
+LARGEST_FACTOR = 16
 USUAL_RATE = 1e-3
 BYTES_PER_PATCH_SAMPLE = 24
 """The patches, where each goes, and where in the images they lie."""
@@ -274,9 +274,11 @@ class DataNetworkPrior(WassersteinPatchPrior):
             )
         check_entry(state, "border", (2,), self.name)
         margin, circular = (int(b) for b in state["border"].tolist())
-        if not 0 <= margin <= LARGEST_MARGIN:
+        largest = self.training.tile // 2
+        if not 0 <= margin <= largest:
             raise InvalidInput(
-                f"{self.name}: 'border' = {margin}; 0 to {LARGEST_MARGIN} data px are possible"
+                f"{self.name}: 'border' = {margin}; 0 to {largest} data px are possible, half of "
+                "a tile"
             )
         net = self._fresh(factor, 0)
         weights = {}

@@ -176,7 +176,7 @@ def cut_tiles(
         torch.cat([a for a, _ in found]).contiguous(),
         torch.cat([b for _, b in found]).contiguous(),
         part, data_window, image_window,
-        Border(data_window[2].start, getattr(physics, "boundary", "") == "circular"),
+        Border(data_window[2].start, physics.boundary == "circular"),
     )
 
 

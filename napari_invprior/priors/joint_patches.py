@@ -132,7 +132,7 @@ def _inside(space: tuple[int, ...], physics: Physics) -> Tensor:
     What lies beyond a border is made up (mirrored, repeated): nothing to learn from.
     """
     inside = torch.ones(space, dtype=torch.bool)
-    if getattr(physics, "boundary", "valid") == "valid":
+    if physics.boundary == "valid":
         return inside
     for axis, (n, reach, f) in enumerate(
         zip(space, physics.reach(), block_factor(physics), strict=True)

@@ -121,7 +121,7 @@ class HalfQuadratic(Solver):
         box = value_range if self.parameters.box else None
         working: Any = prior.for_run()
         denoiser = PatchAverage(
-            working, self._stride(prior), getattr(physics, "boundary", "") == "circular", box, seed
+            working, self._stride(prior), physics.boundary == "circular", box, seed
         )
         return self._events(
             x, y, physics, variance, weight, denoiser, should_stop, time_budget_s

@@ -194,3 +194,13 @@ def test_what_a_network_does_at_the_rim_of_its_tiles_is_not_shown(
     expected = first_image(y, (2, 2))
     assert torch.allclose(x[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], atol=0.02)
     assert float(x.min()) > 0.5
+
+
+@pytest.mark.parametrize("border", [(5.0, 0.0), (-1.0, 0.0), (1e9, 1.0)])
+def test_a_saved_border_is_at_most_half_of_a_tile(border: tuple[float, float]) -> None:
+    """More would have the data continued to any size."""
+    prior, _ = trained((8, 8))
+    fresh = WPPFlow(prior.parameters, ndim=2, channels=2)
+    with pytest.raises(InvalidInput, match="0 to 4 data px are possible"):
+        fresh.load_state(prior.state() | {"border": torch.tensor(border, dtype=torch.float64)})
+    assert not fresh.is_fitted
