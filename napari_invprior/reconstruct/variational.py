@@ -24,14 +24,13 @@ from napari_invprior.jobs import (
     never,
 )
 from napari_invprior.numerics.lbfgs import minimise
-from napari_invprior.numerics.patches import PatchGrid
-from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
 from napari_invprior.priors.patchwise import PatchPotential, PatchPrior
 from napari_invprior.reconstruct.base import Solver
+from napari_invprior.reconstruct.objective import Objective
 from napari_invprior.reconstruct.total_variation import smooth_start
 from napari_invprior.reconstruct.weight import Weight, WeightRule
 from napari_invprior.registry import register
@@ -132,7 +131,11 @@ class Variational(Solver):
                 "stand; set optimiser to 'adam'"
             )
         working: Any = prior.for_run()
-        objective = Objective(y, physics, noise, working, weight, self.parameters, seed)
+        chosen = self.parameters
+        objective = Objective(
+            y, physics, noise, working, weight, stride=chosen.stride, rim=chosen.rim,
+            patch_count=chosen.patch_count, seed=seed,
+        )
         if start is not None:
             return self._descended(start, objective, should_stop, time_budget_s)
         if self.parameters.start == "data":
@@ -241,66 +244,6 @@ class Variational(Solver):
             yield image, None
             if plateau.reached(objective.value, objective.residual):
                 return
-
-
-class Objective:
-    """Value and gradient of the objective, divided by the number of image samples."""
-
-    def __init__(
-        self,
-        y: Tensor,
-        physics: Physics,
-        noise: Noise,
-        prior: PatchPrior,
-        weight: float,
-        parameters: VariationalParameters,
-        seed: int,
-    ) -> None:
-        self.y, self.physics, self.noise, self.prior = y, physics, noise, prior
-        self.weight, self.parameters = weight, parameters
-        self.generator = torch.Generator().manual_seed(seed)
-        rim = parameters.rim
-        self.margins = [(p - 1 if rim is None else rim,) * 2 for p in prior.patch]
-        usual = [p if prior.ndim == 3 else max(1, p // 2) for p in prior.patch]
-        self.stride = parameters.stride or tuple(usual)
-        self.value = self.residual = self.total = math.nan
-        self._first: float | None = None
-        self._grid: PatchGrid | None = None
-
-    @property
-    def exploded(self) -> bool:
-        """Whether the residual has grown more than a thousandfold over its first value (or 1)."""
-        return self._first is not None and self.residual > 1e3 * max(self._first, 1.0)
-
-    def freeze(self, x: Tensor) -> None:
-        """Use one fixed grid of patches from now on."""
-        padded = pad_reflect(x, self.margins).shape[2:]
-        self._grid = self.prior.patch_grid(padded, self.stride)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Gradient at ``x``; `value`, `residual` and `total` are set as well."""
-        z = self.physics.A(x)
-        self.residual = self.noise.residual_ratio(
-            self.physics.observed(z), self.physics.observed(self.y)
-        )
-        if self._first is None:
-            self._first = self.residual
-        per_image = x[0].numel()
-        data = self.physics.A_adjoint(self.noise.nll_grad(z, self.y)) / per_image
-        values, gradient = self._prior(pad_reflect(x, self.margins))
-        self.value = float(values.mean())
-        likelihood = float(self.noise.nll(z, self.y).sum()) / per_image
-        self.total = likelihood + self.weight * float(values.sum())
-        return data + self.weight * pad_reflect_adjoint(gradient, self.margins)
-
-    def _prior(self, padded: Tensor) -> tuple[Tensor, Tensor]:
-        if self.parameters.patch_count is not None and self._grid is None:
-            return self.prior.drawn_value_and_grad(
-                padded, self.parameters.patch_count, self.generator
-            )
-        return self.prior.subset_value_and_grad(
-            padded, self.generator, stride=self.stride, grid=self._grid
-        )
 
 
 class Plateau:
