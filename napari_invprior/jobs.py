@@ -1,7 +1,7 @@
 """Long work as generators of events.
 
-A job yields `Progress`, `Preview` and `Message` events and, at last, one `Result`. The window
-wraps it in a worker thread, the command line in a progress bar, a test in a for loop. Every
+A job yields `Progress`, `Preview`, `Message` and `Sample` events and, at last, one `Result`. The
+window wraps it in a worker thread, the command line in a progress bar, a test in a for loop. Every
 job passes `guard`, because napari's generator workers swallow ``RuntimeError`` silently.
 """
 
@@ -53,7 +53,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """An intermediate picture: ``kind`` is ``"image"`` or ``"patches"``; ``array`` is NumPy.
+    """An intermediate picture; ``array`` is NumPy.
+
+    ``kind`` is ``"image"`` or ``"patches"``, or ``"posterior"`` for mean and standard deviation so
+    far, stacked.
 
     ``value_range`` holds the user's numbers that 0 and 1 stand for, where they are known.
     """
@@ -79,7 +82,15 @@ class Result:
     value: Any
 
 
-Event = Progress | Preview | Message | Result
+@dataclass(frozen=True)
+class Sample:
+    """One plausible image (C, *space), to be kept at ``slot``; it may replace an earlier one."""
+
+    slot: int
+    image: Any
+
+
+Event = Progress | Preview | Message | Sample | Result
 Job = Iterator[Event]
 
 

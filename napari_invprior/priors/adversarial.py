@@ -98,6 +98,7 @@ class AdversarialRegulariser(PatchPotential):
 
     Parameters = AdversarialParameters
     parameters: AdversarialParameters
+    is_density = False
     weight_scale = 120.0
     previews = "degraded patches it met"
 

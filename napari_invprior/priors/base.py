@@ -104,6 +104,10 @@ class Prior(ABC):
     """Whether `fit` brings a loss down, so that there is a curve to follow."""
     previews: ClassVar[str] = "generated patches"
     """What the patches are that `fit` shows."""
+    has_gradient: ClassVar[bool] = True
+    """Whether there are `g` and `grad`; some networks only draw images."""
+    adapts: ClassVar[bool] = False
+    """Whether the potential follows the image in a run; `g` is then of one image."""
 
     def __init__(
         self, parameters: Declaration, *, ndim: int, channels: int = 1, device: str = "cpu"
@@ -141,6 +145,17 @@ class Prior(ABC):
     @abstractmethod
     def grad(self, x: Tensor) -> Tensor:
         """Gradient of ``g`` summed over the batch, shaped like ``x``."""
+
+    @property
+    def evidence_weight(self) -> float | None:
+        """Weight at which ``exp(-weight n g)`` counts what each image sample says just once.
+
+        None where ``g`` is no negative log-density.
+        """
+        return None
+
+    def hold(self, held: bool) -> None:  # noqa: B027 (most potentials follow nothing)
+        """Keep what follows the image as it is (or no longer), so that ``g`` is one function."""
 
     def for_run(self) -> Prior:
         """What one reconstruction works with: a copy where the prior adapts itself to the image."""

@@ -98,6 +98,7 @@ class PatchDiscrepancy(PatchPrior):
     parameters: DiscrepancyParameters
     weight_scale = 350.0
     optimises = False
+    adapts = True
     previews = "patches it compares with"
     balanced: ClassVar[bool] = False
     """Whether one image must use every reference patch as often as the references have it."""
@@ -144,6 +145,10 @@ class PatchDiscrepancy(PatchPrior):
         pace = CLOSE if self.balanced else LOOSE
         working._running = [_Running(self._dual(reference), pace) for reference in self.scales]
         return working
+
+    def hold(self, held: bool) -> None:
+        for run in self._running:
+            run.held = held
 
     def advice(self, space: Sequence[int]) -> str:
         count = math.prod(max(0, n - p + 1) for n, p in zip(space, self.patch, strict=True))
@@ -359,12 +364,15 @@ class _Running:
         self._interpolation: Interpolation | None = None
         self._mass: Tensor | None = None
         self.imbalance = 1.0
+        self.held = False
 
     def follow(self, patches: Tensor) -> tuple[Plan, Tensor]:
         """Adapt the potential to these patches; more steps while the mass is badly placed."""
         for _ in range(self.pace.most):
             plan = self.dual.plan(patches)
             value = self.dual.value(plan)
+            if self.held:
+                break
             mass = plan.mass
             self._mass = mass if self._mass is None else self._mass.lerp(mass, 1 - MEMORY)
             self.imbalance = self.dual.imbalance(self._mass)

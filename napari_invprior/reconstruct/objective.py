@@ -74,10 +74,16 @@ class Objective:
         return self._first is not None and self.residual > 1e3 * max(self._first, 1.0)
 
     def freeze(self, x: Tensor) -> None:
-        """Use one fixed grid of patches from now on."""
+        """Be one function from now on: a fixed grid of patches, a potential that stays."""
+        self.prior.hold(True)
         if isinstance(self.prior, PatchPrior):
             padded = pad_reflect(x, self.margins).shape[2:]
             self._grid = self.prior.patch_grid(padded, self.stride)
+
+    def release(self) -> None:
+        """Draw grids and follow the image again."""
+        self.prior.hold(False)
+        self._grid = None
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient at each image of ``x`` (B, C, *space); the attributes are set as well."""
