@@ -127,7 +127,7 @@ def run(
             torch.set_num_threads(threads)
         parsed = _recipe(recipe, settings or [])
         with _progress(quiet=as_json) as show:
-            outcome = jobs.run(recipes.run(parsed), show)
+            outcome = jobs.run(recipes.run(parsed, folder=out), show)
         outputs = recipes.write_outcome(outcome, out)
         if as_json:
             _print_json(summary(outcome) | {"outputs": outputs})

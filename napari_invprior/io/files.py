@@ -224,7 +224,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Path]:
         check_free(path, needed)
         yield temporary
         _sync_tree(temporary)
-        _swap(temporary, path)
+        swap(temporary, path)
         _sync(path.parent)
     except OSError as error:
         need = f"; {readable(needed)} are needed" if needed else ""
@@ -249,7 +249,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _swap(temporary: Path, path: Path) -> None:
+def swap(temporary: Path, path: Path) -> None:
     """Put ``temporary`` at ``path``; a folder that is there is moved aside and then removed."""
     if not path.is_dir():
         temporary.replace(path)

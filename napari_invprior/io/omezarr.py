@@ -96,20 +96,17 @@ def write_image(
         write_atomic(root / "zarr.json", b'{"zarr_format": 3, "node_type": "group"}')
     with replacing(group, int(array.nbytes * 1.4)) as temporary:
         store = zarr.open_group(temporary, mode="w", zarr_format=3)
-        levels = []
         for number, level in enumerate(pyramid(array, len(geometry.scale), labels)):
-            _write_level(store, str(number), level, len(geometry.scale))
-            transforms = _transforms(geometry, number, array.shape)
-            levels.append({"path": str(number), "coordinateTransformations": transforms})
-        multiscale = {
-            "name": name or group.name,
-            "axes": [_axis(letter, geometry, axes) for letter in axes],
-            "datasets": levels,
-            "type": "nearest" if labels else "mean",
-        }
-        omero = _omero(array, axes, channels, value_range)
+            native = np.ascontiguousarray(level, level.dtype.newbyteorder("="))
+            create_level(store, str(number), native, len(geometry.scale))[...] = native
+        described = multiscale(
+            name or group.name, axes, geometry, number + 1, array.shape, labels=labels
+        )
+        count = array.shape[axes.index("c")] if "c" in axes else 1
+        window = value_range or _extremes(array)
         own = {"geometry": asdict(geometry), "value_range": value_range}
-        ome = {"version": "0.5", "multiscales": [multiscale], "omero": omero}
+        ome = {"version": "0.5", "multiscales": [described],
+               "omero": omero(count, channels, window)}
         store.attrs.put(plain({"ome": ome, ATTRIBUTE: {**(attributes or {}), **own}}))
 
 
@@ -158,26 +155,41 @@ def _halved(level: np.ndarray, axis: int, labels: bool) -> np.ndarray:
     return mean if level.dtype.kind == "f" else np.rint(mean).astype(level.dtype)
 
 
-def _write_level(store: zarr.Group, path: str, level: np.ndarray, ndim: int) -> None:
+def create_level(store: zarr.Group, path: str, like: Any, ndim: int) -> zarr.Array:
+    """An empty array of one level; anything with ``shape``, ``dtype`` and ``nbytes`` will do."""
     edge = CHUNK[ndim]
-    leading = (1,) * (level.ndim - ndim)
-    chunks = leading + tuple(min(edge, n) for n in level.shape[-ndim:])
+    leading = (1,) * (like.ndim - ndim)
+    chunks = leading + tuple(min(edge, n) for n in like.shape[-ndim:])
     shards = None
-    if level.nbytes > SHARD_AT:
+    if like.nbytes > SHARD_AT:
         shards = leading + tuple(
             c * min(CHUNKS_PER_SHARD, -(-n // c))
-            for c, n in zip(chunks[-ndim:], level.shape[-ndim:], strict=True)
+            for c, n in zip(chunks[-ndim:], like.shape[-ndim:], strict=True)
         )
-    native = np.ascontiguousarray(level, level.dtype.newbyteorder("="))
-    array = store.create_array(
+    return store.create_array(
         path,
-        shape=level.shape,
+        shape=like.shape,
         chunks=chunks,
         shards=shards,
-        dtype=native.dtype,
+        dtype=like.dtype,
         compressors=ZstdCodec(level=3),
     )
-    array[...] = native
+
+
+def multiscale(
+    name: str, axes: str, geometry: Geometry, levels: int, shape: tuple[int, ...], *,
+    labels: bool = False,
+) -> dict[str, Any]:
+    """The description of a pyramid of so many levels over an array of this shape."""
+    return {
+        "name": name,
+        "axes": [_axis(letter, geometry, axes) for letter in axes],
+        "datasets": [
+            {"path": str(n), "coordinateTransformations": _transforms(geometry, n, shape)}
+            for n in range(levels)
+        ],
+        "type": "nearest" if labels else "mean",
+    }
 
 
 def _axis(letter: str, geometry: Geometry, axes: str) -> dict[str, str]:
@@ -218,18 +230,17 @@ def _factor(length: int, number: int) -> int:
     return factor
 
 
-def _omero(
-    array: np.ndarray,
-    axes: str,
-    channels: Sequence[str] | None,
-    value_range: tuple[float, float] | None,
+def _extremes(array: np.ndarray) -> tuple[float, float]:
+    low, high = float(np.nanmin(array)), float(np.nanmax(array))
+    return (low, high) if np.isfinite(low) and np.isfinite(high) else (0.0, 1.0)
+
+
+def omero(
+    count: int, channels: Sequence[str] | None, value_range: tuple[float, float]
 ) -> dict[str, Any]:
     """Names, colours and contrast of the channels, as viewers expect them."""
-    count = array.shape[axes.index("c")] if "c" in axes else 1
     names = list(channels or (f"channel {i}" for i in range(count)))
-    low, high = value_range or (float(np.nanmin(array)), float(np.nanmax(array)))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        low, high = 0.0, 1.0
+    low, high = value_range
     window = {"min": low, "max": high, "start": low, "end": high}
     return {
         "channels": [

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from napari_invprior.recipes.layers import OutputLayer, image_layer, map_layer, 
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.operator import Estimate, estimate
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.sample import sample
 from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.case import find_weight, reconstruct, train
@@ -52,6 +54,7 @@ def run(
     arrays: Mapping[str, Image] | None = None,
     prior: Prior | None = None,
     should_stop: ShouldStop = never,
+    folder: Path | None = None,
 ) -> Job:
     """Run a recipe as a job; the last event is a `Result` with an `Outcome`.
 
@@ -66,6 +69,9 @@ def run(
         it is when it is fitted.
     should_stop
         Polled often; the best state so far is then the result.
+    folder : Path, optional
+        Where samples are written while they come, as ``result.ome.zarr/samples``; they stay in
+        memory by default.
 
     Raises
     ------
@@ -74,7 +80,7 @@ def run(
     JobError
         The computation failed.
     """
-    return jobs.guard(_run(Recipe.parse(recipe), arrays or {}, prior, should_stop))
+    return jobs.guard(_run(Recipe.parse(recipe), arrays or {}, prior, should_stop, folder))
 
 
 def execute(
@@ -86,7 +92,8 @@ def execute(
 
 
 def _run(
-    recipe: Recipe, arrays: Mapping[str, Image], prior: Prior | None, should_stop: ShouldStop
+    recipe: Recipe, arrays: Mapping[str, Image], prior: Prior | None, should_stop: ShouldStop,
+    folder: Path | None,
 ) -> Job:
     start = time.monotonic()
     device, message = choose_device(recipe.device)
@@ -118,6 +125,14 @@ def _run(
         if recipe.task != "fit":
             raise Cancelled("stopped before the reconstruction began; the prior so far is kept")
         yield Result(_outcome(problem, (), {}, prior, start))
+        return
+    if recipe.task == "sample":
+        assert prior is not None
+        layers, metrics = yield from forward(_scaled(
+            sample(problem, prior, device, arrays, should_stop=should_stop, folder=folder,
+                   time_left=lambda: _time_left(recipe, start)), problem,
+        ))
+        yield Result(_outcome(problem, layers, metrics, prior, start))
         return
     image, metrics = yield from forward(
         _scaled(_reconstruct(problem, prior, device, should_stop, start), problem)

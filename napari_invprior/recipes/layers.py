@@ -23,8 +23,9 @@ class OutputLayer:
     ----------
     name : str
         ``"reconstruction"``, ...
-    array : numpy.ndarray
-        Shaped like the observation (its leading axes and channels), float32.
+    array : numpy.ndarray or zarr.Array
+        Shaped like the observation (its leading axes and channels), float32. Samples that were
+        written while they came are the array on disk.
     geometry : Geometry
         Placement of the space axes.
     kind : str
@@ -43,7 +44,7 @@ class OutputLayer:
     """
 
     name: str
-    array: np.ndarray
+    array: Any
     geometry: Geometry
     kind: str = "image"
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -61,6 +61,7 @@ PhysicsChoice = Annotated[Any, BeforeValidator(partial(_choose, "physics")), _SE
 NoiseChoice = Annotated[Any, BeforeValidator(partial(_choose, "noise")), _SERIALISE]
 PriorChoice = Annotated[Any, BeforeValidator(partial(_choose, "prior")), _SERIALISE]
 SolverChoice = Annotated[Any, BeforeValidator(partial(_choose, "solver")), _SERIALISE]
+SamplerChoice = Annotated[Any, BeforeValidator(partial(_choose, "sampler")), _SERIALISE]
 
 
 class Polygon(Parameters):
@@ -132,10 +133,12 @@ class Recipe(Parameters):
     """
 
     version: Literal[1] = parameter(VERSION, "Version of this language.")
-    task: Literal["reconstruct", "fit", "propose", "study", "estimate_operator"] = parameter(
-        "reconstruct",
-        "Reconstruct, train a prior, propose one, study several methods, or estimate the operator "
-        "from a registered pair.",
+    task: Literal["reconstruct", "sample", "fit", "propose", "study", "estimate_operator"] = (
+        parameter(
+            "reconstruct",
+            "Reconstruct, sample plausible images, train a prior, propose one, study several "
+            "methods, or estimate the operator from a registered pair.",
+        )
     )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
@@ -152,6 +155,18 @@ class Recipe(Parameters):
     )
     solver: SolverChoice = parameter(
         {"kind": "variational"}, "How to find the image.", validate_default=True
+    )
+    sampler: SamplerChoice = parameter(
+        {"kind": "underdamped"}, "How plausible images are drawn.", validate_default=True
+    )
+    initial: Source | None = parameter(
+        None, "Image to start sampling from, on the result's grid; reconstructed when not given."
+    )
+    quantiles: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=20)
+    ] = parameter((0.05, 0.95), "Quantiles of the samples to give as layers.")
+    threshold: float | None = parameter(
+        None, "Also give the probability that the value lies above this one.", unit="data"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = parameter(0, "Seed of all randomness.")
     device: Literal["auto", "cpu", "cuda", "mps"] = parameter("auto", "Where to compute.")
@@ -189,8 +204,8 @@ class Recipe(Parameters):
             self._require_pair()
         elif self.task != "fit" and self.observation is None:
             raise ValueError(f"task {self.task!r} needs an observation")
-        if self.task == "fit" and self.prior is None:
-            raise ValueError("task 'fit' needs a prior")
+        if self.task in ("fit", "sample") and self.prior is None:
+            raise ValueError(f"task {self.task!r} needs a prior")
         _require_prior(self.solver, self.prior)
         if self.task == "study" and not self.methods and self.study_baselines == ():
             raise ValueError("a study needs at least one of methods and study_baselines")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from napari_invprior.io.bundles import save_prior
 from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr import write_image
@@ -35,6 +37,9 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
     outputs: dict[str, str] = {}
     for layer in outcome.layers:
         group = folder / "result.ome.zarr" / layer.name
+        outputs[layer.name] = str(group)
+        if not isinstance(layer.array, np.ndarray):  # written while it came
+            continue
         # OME-Zarr has one axis for all kinds of frames; a second one would be read as channels
         joined = layer.array.reshape(-1, *layer.array.shape[max(1, layer.frames) :])
         write_image(
@@ -46,7 +51,6 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
             rgb=layer.rgb,
             labels=layer.kind == "labels",
         )
-        outputs[layer.name] = str(group)
     if outcome.prior is not None:
         path = folder / "prior.safetensors"
         save_prior(path, outcome.prior, outcome.facts)

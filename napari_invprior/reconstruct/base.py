@@ -34,6 +34,10 @@ class Solver(ABC):
     def __init__(self, parameters: Declaration) -> None:
         self.parameters = parameters
 
+    def objective_weight(self, weight: float, prior: Prior) -> float:
+        """The weight in `Objective` that means the same as ``weight`` here."""
+        return weight
+
     @abstractmethod
     def solve(
         self,

@@ -97,6 +97,9 @@ class HalfQuadratic(Solver):
     parameters: HalfQuadraticParameters
     automatic_weights = (0.4, 0.2, 0.1)
 
+    def objective_weight(self, weight: float, prior: Prior) -> float:
+        return weight / prior.dim if isinstance(prior, PatchPrior) else weight
+
     def solve(
         self,
         y: Tensor,
