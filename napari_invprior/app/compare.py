@@ -8,17 +8,16 @@ from typing import Any
 import napari
 from napari.layers import Layer
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QSize, QTimer
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QVBoxLayout, QWidget
 
+from napari_invprior.app.bench_dock import BenchDock
 from napari_invprior.app.compare_run import CompareRun, plan
 from napari_invprior.app.compare_table import CompareTable
 from napari_invprior.app.controls import FAULT, GOOD, Line, Sentence, push, row
-from napari_invprior.app.dock import Dock
 from napari_invprior.app.grid import GridView
 from napari_invprior.app.prior_panel import progress_bar, show_progress
 from napari_invprior.app.words import clock, duration
-from napari_invprior.app.workbench import WIDTH, Workbench
+from napari_invprior.app.workbench import WIDTH
 from napari_invprior.errors import InvPriorError
 from napari_invprior.jobs import Progress
 from napari_invprior.study.lineup import Candidate, lineup
@@ -30,7 +29,7 @@ STAGES = {"train": "training", "weight": "choosing the weight", "reconstruct": "
           "patch distance": "measuring", "total variation": "tuning", "denoise": "denoising"}
 
 
-class Compare(Dock):
+class Compare(BenchDock):
     """Several methods on the same data: one table, one grid of images.
 
     Parameters
@@ -40,32 +39,23 @@ class Compare(Dock):
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
+        super().__init__(napari_viewer)
         self.setObjectName("Inverse priors compare")
-        self.bench: Workbench | None = None
         self.grid = GridView(self.viewer)
         self.run = CompareRun(self.viewer, self)
         self.boxes: dict[str, QCheckBox] = {}
         self._candidates: dict[str, Candidate] = {}
         self._ndim = 0
         self._doing = ("", 0, 0)
-        self._tabbed = False
         self._lay_out()
         self._connect()
         self._offer(2)
         self._update()
 
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """As wide as the workbench, beside which it lies."""
-        return QSize(WIDTH, 700)
-
     # ---- layout
 
     def _lay_out(self) -> None:
         self.problem = Line("The problem that all methods are given: that of the workbench.", 2)
-        self.open_bench = push("Open the workbench", "The workbench holds data, physics, noise and "
-                               "references.", self._open_workbench)
         self.choices = QWidget()
         self.choice_grid = QGridLayout(self.choices)
         self.choice_grid.setContentsMargins(0, 0, 0, 0)
@@ -141,42 +131,6 @@ class Compare(Dock):
         for name, box in self.boxes.items():
             box.setChecked(self._candidates[name].quick or not quick)
 
-    # ---- the workbench
-
-    def showEvent(self, event: Any) -> None:  # noqa: N802
-        """Look for the workbench of this window."""
-        super().showEvent(event)
-        QTimer.singleShot(0, self._adopt)
-
-    def _adopt(self) -> None:
-        """Take the problem of the window's workbench, and lie behind the same tab bar."""
-        if self.is_closed or self.bench is not None:
-            return
-        open_ones = [b for b in self.window().findChildren(Workbench) if not b.is_closed]
-        if open_ones:
-            self.bench = open_ones[0]
-            for signal in (self.bench.data.changed, self.bench.references.changed,
-                           self.bench.prior.changed, self.bench.result.changed,
-                           self.bench.runs.changed):
-                signal.connect(self._update)
-            self.bench.closed.connect(self._on_bench_closed)
-            own, other = self.holder(), self.bench.holder()
-            if own is not None and other is not None and not self._tabbed:
-                self._tabbed = True
-                self.window().tabifyDockWidget(other, own)
-                QTimer.singleShot(0, own.raise_)
-        self._update()
-
-    def _on_bench_closed(self) -> None:
-        self.bench = None
-        self._update()
-
-    def _open_workbench(self) -> None:
-        from napari_invprior.app.demo import dock
-
-        dock(self.viewer)
-        self._adopt()
-
     # ---- what can be done
 
     def _update(self) -> None:
@@ -189,7 +143,7 @@ class Compare(Dock):
         idle = run.runner.state == "idle"
         missing = self._missing()
         self.open_bench.setVisible(bench is None)
-        self.problem.say(missing or self._described(), FAULT if missing and bench else "")
+        self.problem.say(missing or self.described_problem(), FAULT if missing and bench else "")
         self.choices.setEnabled(idle)
         self.compare.setEnabled(idle and not missing)
         self.cancel.setEnabled(run.name == "compare" and run.runner.state != "stopping")
@@ -216,13 +170,6 @@ class Compare(Dock):
         )
         problem = bench.references.problem() if learns else ""
         return f"To train priors, {problem} in the workbench." if problem else ""
-
-    def _described(self) -> str:
-        assert self.bench is not None
-        data = self.bench.data
-        truth = data.known_truth()
-        known = f"truth: {truth}" if truth else "no truth: PSNR and SSIM are left out"
-        return f"{data.observation.currentText()}: {data.about.text()}\n{known}"
 
     # ---- a comparison
 

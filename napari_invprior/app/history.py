@@ -11,6 +11,8 @@ MAP = "map"
 """Role of layers that say something about a result."""
 COMPARED = "compared"
 """Role of the results of a comparison: they are looked at side by side, not one after another."""
+UNCERTAINTY = "uncertainty"
+"""Role of what a sampler found: the uncertainty dock shows it."""
 
 NO_RESULTS = ("study", "estimate_operator")
 """Tasks whose layers are no results to step through: truth and baselines of a study, a kernel."""
@@ -34,7 +36,7 @@ class History:
         return [
             layer for layer in self.viewer.layers
             if recipe_of(layer) is not None
-            and layer.metadata[META].get("role") not in (MAP, COMPARED)
+            and layer.metadata[META].get("role") not in (MAP, COMPARED, UNCERTAINTY)
             and recipe_of(layer).get("task") not in NO_RESULTS
         ]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pyqtgraph
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtCore import Qt
 from superqt.utils import qthrottled
+
+from napari_invprior.app.small_plot import SmallPlot
 
 CURVES = {"held_out": ("held out", 2.0), "train": ("train", 1.0),
           "residual": ("misfit / noise", 2.0)}
@@ -18,65 +19,21 @@ COLOURS = {"held_out": "#2f9e8f", "train": "#8aa0b4", "gaussian": "#e08a3c", "gm
            "pca_gmm": "#d65a7a", "residual": "#2f9e8f"}
 
 
-class LossPlot(QWidget):
+class LossPlot(SmallPlot):
     """Curves of one training against the number of steps."""
 
     def __init__(self, height: int = 120) -> None:
-        super().__init__()
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(1)
-        self.title = QLabel()
-        font = self.title.font()
-        font.setPointSizeF(max(6.0, font.pointSizeF() * 0.85))
-        self.title.setFont(font)
-        self.title.setTextFormat(Qt.TextFormat.RichText)
-        self.plot = pyqtgraph.PlotWidget()
-        self.plot.setMenuEnabled(False)
-        self.plot.hideButtons()
-        self.plot.getViewBox().setDefaultPadding(0.08)  # room for the names of the levels
-        self.plot.setMouseEnabled(False, False)
-        self.setToolTip(
+        super().__init__(
             "Loss on held-out patches; lower is better. Dashed: what a Gaussian or a mixture of "
             "Gaussians reaches on the same patches. Networks that learn from the data show the "
-            "misfit of their images over that of the noise: near 1 is good."
+            "misfit of their images over that of the noise: near 1 is good.",
+            height,
         )
-        self.title.setToolTip(self.toolTip())
-        layout.addWidget(self.title)
-        layout.addWidget(self.plot, 1)
-        self.setFixedHeight(height)
-        self.setMinimumWidth(120)
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.points: dict[str, tuple[list[float], list[float]]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
         self._levels: dict[str, pyqtgraph.InfiniteLine] = {}
         self._redraw = qthrottled(self._draw, timeout=400)  # drawing takes time from the window
         self._name_curves()
-        self._number_axes(False)
-        self.follow_theme()
-
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
-        """The viewer's theme changed."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange):
-            self.follow_theme()
-
-    def follow_theme(self) -> None:
-        """Take the colours of the dock's text and background."""
-        if not hasattr(self, "plot"):
-            return
-        text = self.palette().text().color()
-        self.plot.setBackground(self.palette().window().color())
-        item = self.plot.getPlotItem()
-        for side in ("left", "bottom"):
-            axis = item.getAxis(side)
-            axis.setPen(text)
-            axis.setTextPen(text)
-            font = self.font()
-            font.setPointSizeF(7)
-            axis.setTickFont(font)
-            axis.setStyle(maxTickLevel=0)  # few ticks: the plot is small
-        item.getAxis("left").setWidth(34)
 
     def _name_curves(self) -> None:
         """The curves' names in their colours, above the plot where they hide nothing."""
@@ -94,12 +51,7 @@ class LossPlot(QWidget):
         self._curves.clear()
         self._levels.clear()
         self._name_curves()
-        self._number_axes(False)
-
-    def _number_axes(self, shown: bool) -> None:
-        """An empty plot has no numbers: they would be those of the training before."""
-        for side in ("left", "bottom"):
-            self.plot.getPlotItem().getAxis(side).setStyle(showValues=shown)
+        self.number_axes(False)
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Add one point per loss; names that have neither curve nor level are left out."""
@@ -125,7 +77,7 @@ class LossPlot(QWidget):
         if name not in self._curves:
             pen = pyqtgraph.mkPen(COLOURS[name], width=CURVES[name][1])
             self._curves[name] = self.plot.plot([], [], pen=pen)
-            self._number_axes(True)
+            self.number_axes(True)
             self._name_curves()
 
     def _level(self, name: str, value: float) -> None:

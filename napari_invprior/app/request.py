@@ -71,12 +71,11 @@ class Request:
         for event in recipes.run(
             recipe, arrays=images, prior=self.prior, should_stop=should_stop
         ):
-            if isinstance(event, Preview) and event.kind == "image":
-                # pieces that are looked at while the weight is chosen are not the image
-                if image is not None and event.stage == "reconstruct":
-                    yield from _placed(event, image, exact)
-            else:
+            if not isinstance(event, Preview) or event.kind == "patches":
                 yield event
+            elif event.stage in ("reconstruct", "sample") and image is not None:
+                # pieces that are looked at while the weight is chosen are not the image
+                yield from _placed(event, image, exact)
 
     def changes(self, viewer: ViewerModel) -> list[str]:
         """Sentences about layers that were removed, moved or edited since."""
@@ -91,17 +90,30 @@ class Request:
 def _placed(
     event: Preview, image: Image, exact: tuple[tuple[int, ...], Geometry] | None
 ) -> Iterator[Event]:
+    """The preview as a `PlacedPreview`; mean and deviation of a posterior as a pair of them."""
     values = np.asarray(event.array)
     if values.size > MAX_PREVIEW:
         return
+    if event.kind == "posterior":
+        low, high = event.value_range or image.value_range
+        mean = _laid_out(values[0], image, (low, high), exact)
+        yield Preview("posterior", (mean, _laid_out(values[1], image, (0.0, high - low), exact)),
+                      event.stage)
+    else:
+        shown = _laid_out(values, image, event.value_range or image.value_range, exact)
+        yield Preview("image", shown, event.stage)
+
+
+def _laid_out(
+    values: np.ndarray, image: Image, value_range: tuple[float, float],
+    exact: tuple[tuple[int, ...], Geometry] | None,
+) -> PlacedPreview:
     space = values.shape[2:]
     geometry = exact[1] if exact is not None and exact[0] == space else None
-    shown = PlacedPreview(
-        preview_array(values, image, event.value_range),
-        preview_geometry(space, image, geometry),
+    return PlacedPreview(
+        preview_array(values, image, value_range), preview_geometry(space, image, geometry),
         image.rgb,
     )
-    yield Preview("image", shown, event.stage)
 
 
 def result_grid(
