@@ -63,13 +63,14 @@ class PlaceHistogram(SmallPlot):
             x0=edges[:-1], x1=edges[1:], height=counts, brush=BARS, pen=None
         ))
         self.plot.addItem(_line(float(values.mean()), BARS))
-        notes = [f"<b>{values.mean():.4g} ± {values.std(ddof=min(1, len(values) - 1)):.2g}</b>",
-                 f"90 % in {low:.4g} to {high:.4g}"]
+        spread = values.std(ddof=min(1, len(values) - 1))
+        notes = []
         for value, colour, word in ((truth, TRUTH, "truth"), (start, START, "reconstruction")):
             if value is not None:
                 self.plot.addItem(_line(value, colour, Qt.PenStyle.DashLine))
                 notes.append(f'<span style="color:{colour}">{word} {value:.4g}</span>')
-        self.title.setText(f"{place} · " + " · ".join(notes))
+        figures = f"{place}: <b>{values.mean():.4g} ± {spread:.2g}</b>, 90 % in {low:.4g} … {high:.4g}"
+        self.title.setText(figures + "<br>" + " · ".join(notes))
         self.number_axes(True)
 
 
@@ -105,8 +106,8 @@ class CoveragePlot(SmallPlot):
         self.plot.setRange(xRange=(0.4, 1), yRange=(least, 1))
         self.number_axes(True)
         share = self.shares.get(0.9)
-        shown = "" if share is None else f"90 % intervals hold {100 * share:.0f} %"
-        self.title.setText(f"coverage: {shown}")
+        shown = "" if share is None else f" of 90 %: <b>{100 * share:.0f} %</b>"
+        self.title.setText(f"coverage{shown}")
 
 
 class RankPlot(SmallPlot):
@@ -136,4 +137,4 @@ class RankPlot(SmallPlot):
         self.plot.addItem(pyqtgraph.InfiniteLine(1.0, angle=0, pen=pen))
         self.plot.setRange(xRange=(0, 1), yRange=(0, max(1.5, 1.1 * max(ranks) * len(ranks))))
         self.number_axes(True)
-        self.title.setText("ranks of the truth (flat is good)")
+        self.title.setText("ranks (flat is good)")

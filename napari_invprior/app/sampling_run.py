@@ -68,6 +68,8 @@ class SamplingRun(QObject):
         A sentence; whether it is a warning.
     ended : str, float
         ``"done"``, ``"cancelled"`` or ``"failed"``; seconds.
+    exceeded
+        The layer above a threshold is there.
     changed
         The state of the job, or the layers, changed.
     """
@@ -75,6 +77,7 @@ class SamplingRun(QObject):
     progressed = Signal(object)
     said = Signal(str, bool)
     ended = Signal(str, float)
+    exceeded = Signal()
     changed = Signal()
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
@@ -86,6 +89,7 @@ class SamplingRun(QObject):
         self.runner.state_changed.connect(lambda _: self.changed.emit())
         self.outcome: Any = None
         self.fault = ""
+        self.wanted_view = "mean"
         self._layers: dict[str, Layer] = {}
         self._request: Request | None = None
         self._number, self._begin = 0, 0.0
@@ -177,8 +181,8 @@ class SamplingRun(QObject):
             if unit == "difference":
                 _stretch(layer)
 
-    def _add(self, kind: str, layer: Layer, *, visible: bool = True) -> None:
-        layer.visible = visible
+    def _add(self, kind: str, layer: Layer) -> None:
+        layer.visible = kind == self.wanted_view
         active = self.viewer.layers.selection.active
         self.viewer.add_layer(layer)
         self._layers[kind] = layer
@@ -224,6 +228,7 @@ class SamplingRun(QObject):
             metadata={META: dict((mean or stack).metadata[META]) | {"threshold": threshold}},
         )
         self._add("exceedance", layer)
+        self.exceeded.emit()
 
     def _keep(self, outcome: Any, wanted: Request) -> None:
         """Final arrays in the layers that are there, the others new and hidden."""
@@ -242,7 +247,7 @@ class SamplingRun(QObject):
             )
             if output.name == "exceedance":
                 layer.contrast_limits = (0, 1)
-            self._add(output.name, layer, visible=False)
+            self._add(output.name, layer)
         for sentence in wanted.changes(self.viewer):
             self.said.emit(sentence, True)
 

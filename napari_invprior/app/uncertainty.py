@@ -32,7 +32,7 @@ from napari_invprior.posterior.diagnostics import GOOD_ESS, GOOD_RHAT
 VIEWS = {
     "mean": ("Mean", "The mean of all plausible images: the best guess in the mean square."),
     "std": ("Deviation", "Standard deviation: how much plausible images differ at each place."),
-    "samples": ("Samples", "Plausible images one by one; move the slider 'sample' below the image."),
+    "samples": ("Samples", "Plausible images one by one; move the slider below the image."),
     "quantile_5": ("5 %", "At each place, 5 % of the samples are darker than this."),
     "quantile_95": ("95 %", "At each place, 95 % of the samples are darker than this."),
     "exceedance": ("P > t", "Share of the samples above the threshold."),
@@ -59,7 +59,6 @@ class Uncertainty(BenchDock):
         self.setObjectName("Inverse priors uncertainty")
         self.run = SamplingRun(self.viewer, self)
         self.probe = Probe(self.viewer, self._on_click)
-        self._shown = "mean"
         self._lay_out()
         self._connect()
         self._update()
@@ -82,8 +81,9 @@ class Uncertainty(BenchDock):
         self.about = Line("What runs; at the end how it went.", 2)
         self.badge = QLabel()
         self.badge.setToolTip(
-            "R-hat compares the chains (1 when they agree); ESS is the number of independent images "
-            f"that the states are worth. Good: R-hat up to {GOOD_RHAT}, ESS from {GOOD_ESS} on."
+            "R-hat compares the chains (1 when they agree); ESS is the number of independent "
+            f"images that the states are worth. Good: R-hat up to {GOOD_RHAT}, ESS from {GOOD_ESS} "
+            "on."
         )
         self.views = QWidget()
         self.buttons = {kind: push(*VIEWS[kind], lambda k=kind: self.show_view(k), checkable=True)
@@ -130,6 +130,7 @@ class Uncertainty(BenchDock):
         self.run.progressed.connect(self._on_progress)
         self.run.said.connect(self._say)
         self.run.ended.connect(self._on_end)
+        self.run.exceeded.connect(lambda: self.show_view("exceedance"))
         self.run.changed.connect(self._update)
         self.sampler.changed.connect(self._update)
         self.linked.toggled.connect(self._link)
@@ -214,8 +215,8 @@ class Uncertainty(BenchDock):
         except InvalidInput as error:
             self._say(str(error), True)
             return
-        if value is not None and self.run.exceed(value):
-            self._shown = "exceedance"
+        if value is not None:
+            self.run.exceed(value)
 
     def _on_progress(self, event: Progress) -> None:
         show_progress(self.bar, event)
@@ -245,7 +246,7 @@ class Uncertainty(BenchDock):
             self.about.say("cancelled before there was any sample")
         else:
             self._show_figures(outcome.metrics, how, seconds)
-        self.show_view(self._shown if self._shown in self.run.kinds else "mean")
+        self.show_view(self.run.wanted_view)
         self._link()
         self._update()
 
@@ -273,9 +274,7 @@ class Uncertainty(BenchDock):
 
     def show_view(self, kind: str) -> None:
         """Show one layer of the last run, and hide its others."""
-        if kind not in self.run.kinds:
-            return
-        self._shown = kind
+        self.run.wanted_view = kind
         self.buttons[kind].setChecked(True)
         for other in self.run.kinds:
             layer = self.run.layer(other)

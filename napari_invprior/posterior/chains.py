@@ -62,8 +62,8 @@ class ChainParameters(Parameters):
     steps: Annotated[int, Field(ge=4, le=10_000_000)] = parameter(
         1500, "At most so many steps of each chain after warm-up."
     )
-    wanted: Annotated[float, Field(ge=1, le=1e6)] = parameter(
-        200.0, "Stop when the samples are worth so many independent ones (in the median)."
+    stop_ess: Annotated[float, Field(ge=1, le=1e6)] = parameter(
+        200.0, "Stop when the states are worth so many independent images (in the median)."
     )
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)] = parameter(
         300, "First steps of each chain, which adapt the step and are thrown away.", advanced=True
@@ -78,14 +78,23 @@ class ChainParameters(Parameters):
         None, "Step of the patch grid; empty: what the sampler needs.", unit="px", advanced=True
     )
     rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
-        None, "Mirrored rim that the prior also sees; empty: patch edge minus one.", unit="px",
-        advanced=True,
+        None,
+        "Mirrored rim that the prior also sees; empty: half of the patch edge minus one, with which "
+        "samples at the border count about once, as all others.",
+        unit="px", advanced=True,
     )
     scaling: Literal["spectral", "none"] = parameter(
         "spectral",
         "Steps fitted to each spatial frequency, or one length for all (as in the papers).",
         advanced=True,
     )
+
+
+def counted_once(patch: Sequence[int]) -> int:
+    """Rim with which nearly every sample lies in as many patches as inside; without one those at
+    the border lie in fewer, with a wide one in up to twice as many.
+    """
+    return (min(patch) - 1) // 2
 
 
 class Transition(ABC):
@@ -195,11 +204,13 @@ class ChainSampler(Sampler):
         seed: int,
     ) -> Objective | SeparateObjective:
         chosen = self.parameters
-        stride = chosen.stride or (1 if self.exact_grid else min(getattr(prior, "patch", (1,))))
+        patch = getattr(prior, "patch", (1,))
+        stride = chosen.stride or (1 if self.exact_grid else min(patch))
+        rim = counted_once(patch) if chosen.rim is None else chosen.rim
 
         def alone() -> Objective:
             return Objective(
-                y, physics, noise, prior.for_run(), weight, stride=stride, rim=chosen.rim, seed=seed
+                y, physics, noise, prior.for_run(), weight, stride=stride, rim=rim, seed=seed
             )
 
         return SeparateObjective([alone() for _ in range(chains)]) if prior.adapts else alone()
@@ -302,7 +313,7 @@ class _Watch:
                 yield from self._taken_in()
             if step > chosen.warm_up and (step - chosen.warm_up) % JUDGED_EVERY == 0:
                 judged = Convergence.of(self.traces.values)
-                if judged.ess >= chosen.wanted and self.kept >= chosen.samples:
+                if judged.ess >= chosen.stop_ess and self.kept >= chosen.samples:
                     break
             if stage.due():
                 known = judged.figures() if judged.states else {}

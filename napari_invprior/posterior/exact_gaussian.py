@@ -20,7 +20,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import GaussianNoise, Noise
 from napari_invprior.posterior.base import Posterior, Sampler
-from napari_invprior.posterior.chains import slope
+from napari_invprior.posterior.chains import counted_once, slope
 from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
 from napari_invprior.priors.base import Prior
@@ -44,8 +44,8 @@ class ExactGaussianParameters(Parameters):
         advanced=True,
     )
     rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
-        None, "Mirrored rim that the prior also sees; empty: patch edge minus one.", unit="px",
-        advanced=True,
+        None, "Mirrored rim that the prior also sees; empty: half of the patch edge minus one.",
+        unit="px", advanced=True,
     )
 
 
@@ -97,8 +97,10 @@ class ExactGaussian(Sampler):
             8 * COPIES * BATCH * start.numel(), f"{BATCH} images of {tuple(start.shape[2:])} "
             "samples", "crop the observation",
         )
+        given = self.parameters.rim
+        rim = counted_once(prior.patch) if given is None else given
         objective = Objective(
-            y.double(), physics, noise, prior, weight, stride=1, rim=self.parameters.rim, seed=seed
+            y.double(), physics, noise, prior, weight, stride=1, rim=rim, seed=seed
         )
         return self._events(_Gaussian(objective, start, seed), should_stop, time_budget_s)
 

@@ -17,8 +17,8 @@ SAMPLERS = [
 ]
 LONG: dict[str, dict[str, Any]] = {
     "exact_gaussian": {"samples": 400},
-    "ula": {"steps": 1200, "wanted": 1e5}, "mala": {"steps": 2500, "wanted": 1e5},
-    "underdamped": {"steps": 1200, "wanted": 1e5},
+    "ula": {"steps": 1200, "stop_ess": 1e5}, "mala": {"steps": 2500, "stop_ess": 1e5},
+    "underdamped": {"steps": 1200, "stop_ess": 1e5},
 }
 SHORT: dict[str, dict[str, Any]] = {
     name: {"samples": 8} | ({} if name == "exact_gaussian" else {"steps": 40, "warm_up": 10})
@@ -79,7 +79,7 @@ def test_neighbours_are_as_correlated_as_they_should_be(
     method: registry.Method, small: Truth
 ) -> None:
     """The whole covariance, not the variances alone."""
-    steps = {} if method.name == "exact_gaussian" else {"steps": 2500, "wanted": 1e5}
+    steps = {} if method.name == "exact_gaussian" else {"steps": 2500, "stop_ess": 1e5}
     _, samples, _ = draw(method, small, samples=500, **steps)
     flat = samples.reshape(len(samples), -1)
     found = np.cov(flat.T)

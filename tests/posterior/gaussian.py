@@ -70,14 +70,16 @@ def problem(space: tuple[int, ...] = (32, 32), sigma: float = 0.1, seed: int = 0
     noise = GaussianNoise(GaussianParameters(sigma=sigma))
     n = int(np.prod(space))
     nothing = torch.zeros((1, 1, *space), dtype=torch.float64)
-    precision, linear = affine(Objective(nothing, physics, noise, prior, weight, stride=1), space)
+    blind = Objective(nothing, physics, noise, prior, weight, stride=1, rim=1)
+    precision, linear = affine(blind, space)
     precision -= torch.diag(mask.flatten()) / sigma**2  # of the prior alone
     factor = torch.linalg.cholesky(precision)
     mean = torch.cholesky_solve(linear[:, None], factor)
     white = torch.randn((n, 1), generator=generator, dtype=torch.float64)
     x = (mean + torch.linalg.solve_triangular(factor.T, white, upper=True)).view(1, 1, *space)
     y = noise.simulate(physics.A(x), generator) * mask
-    precision, linear = affine(Objective(y, physics, noise, prior, weight, stride=1), space)
+    seeing = Objective(y, physics, noise, prior, weight, stride=1, rim=1)
+    precision, linear = affine(seeing, space)
     covariance = torch.linalg.inv(precision)
     return Truth(
         y.float(), physics, noise, prior, weight, (covariance @ linear).view(1, 1, *space),
