@@ -69,8 +69,10 @@ class PlaceHistogram(SmallPlot):
             if value is not None:
                 self.plot.addItem(_line(value, colour, Qt.PenStyle.DashLine))
                 notes.append(f'<span style="color:{colour}">{word} {value:.4g}</span>')
-        figures = f"{place}: <b>{values.mean():.4g} ± {spread:.2g}</b>, 90 % in {low:.4g} … {high:.4g}"
-        self.title.setText(figures + "<br>" + " · ".join(notes))
+        self.title.setText(
+            f"{place}: <b>{values.mean():.4g} ± {spread:.2g}</b>, 90 % in {low:.4g} … {high:.4g}"
+            f"<br>{' · '.join(notes)}"
+        )
         self.number_axes(True)
 
 

@@ -68,7 +68,7 @@ class Sampler(ABC):
         noise: Noise,
         prior: Prior,
         *,
-        weight: float,
+        weight: float | None,
         start: Tensor,
         seed: int = 0,
         should_stop: ShouldStop = never,
@@ -78,8 +78,9 @@ class Sampler(ABC):
 
         Parameters
         ----------
-        weight : float
-            Of the prior against the data; see `Objective`.
+        weight : float or None
+            Of the prior against the data; see `Objective`. None for a prior that is a density of
+            patches: what each image sample says then counts about once.
         start : Tensor
             Image near the middle of the posterior (1, C, *space).
         should_stop

@@ -30,6 +30,7 @@ from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.posterior.base import Posterior, Sampler
 from napari_invprior.posterior.diagnostics import Convergence, Traces
+from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
 from napari_invprior.priors.base import Prior
@@ -70,8 +71,8 @@ class ChainParameters(Parameters):
     )
     weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
         None,
-        "How much the prior counts against the data. Empty: so that every patch sample counts once "
-        "where the prior is a density, else that of the reconstruction.",
+        "How much the prior counts against the data. Empty: every sample of the image counts about "
+        "once where the prior is a density of patches, else the weight of the reconstruction.",
         advanced=True,
     )
     stride: Annotated[int, Field(ge=1, le=64)] | None = parameter(
@@ -79,8 +80,8 @@ class ChainParameters(Parameters):
     )
     rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
         None,
-        "Mirrored rim that the prior also sees; empty: half of the patch edge minus one, with which "
-        "samples at the border count about once, as all others.",
+        "Mirrored rim that the prior also sees; empty: half of the patch edge minus one, so that "
+        "samples at the border count as much as all others.",
         unit="px", advanced=True,
     )
     scaling: Literal["spectral", "none"] = parameter(
@@ -88,13 +89,6 @@ class ChainParameters(Parameters):
         "Steps fitted to each spatial frequency, or one length for all (as in the papers).",
         advanced=True,
     )
-
-
-def counted_once(patch: Sequence[int]) -> int:
-    """Rim with which nearly every sample lies in as many patches as inside; without one those at
-    the border lie in fewer, with a wide one in up to twice as many.
-    """
-    return (min(patch) - 1) // 2
 
 
 class Transition(ABC):
@@ -178,7 +172,7 @@ class ChainSampler(Sampler):
         noise: Noise,
         prior: Prior,
         *,
-        weight: float,
+        weight: float | None,
         start: Tensor,
         seed: int = 0,
         should_stop: ShouldStop = never,
@@ -195,18 +189,21 @@ class ChainSampler(Sampler):
             f"{chains} chains of images of {tuple(start.shape[2:])} samples",
             "lower chains, or crop the observation",
         )
-        objective = self._objective(y, physics, noise, prior, weight, chains, seed)
+        given = self.parameters.rim
+        rim = counted_once(getattr(prior, "patch", (1,))) if given is None else given
+        if weight is None:
+            weight = evidence_weight(prior, start.shape[2:], rim)
+        objective = self._objective(y, physics, noise, prior, weight, rim, chains, seed)
         generator = torch.Generator().manual_seed(seed)
         return self._run(objective, start, chains, generator, should_stop, time_budget_s)
 
     def _objective(
-        self, y: Tensor, physics: Physics, noise: Noise, prior: Prior, weight: float, chains: int,
-        seed: int,
+        self, y: Tensor, physics: Physics, noise: Noise, prior: Prior, weight: float, rim: int,
+        chains: int, seed: int,
     ) -> Objective | SeparateObjective:
         chosen = self.parameters
         patch = getattr(prior, "patch", (1,))
         stride = chosen.stride or (1 if self.exact_grid else min(patch))
-        rim = counted_once(patch) if chosen.rim is None else chosen.rim
 
         def alone() -> Objective:
             return Objective(
@@ -398,5 +395,6 @@ class _Watch:
     def _posterior(self) -> Posterior:
         return Posterior(
             self.moments.mean, self.moments.std, self.kept,
-            Convergence.of(self.traces.values), self.moments.rhat, self.transition.facts(),
+            Convergence.of(self.traces.values), self.moments.rhat,
+            {"weight": self.transition.objective.weight} | self.transition.facts(),
         )

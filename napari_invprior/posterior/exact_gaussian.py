@@ -20,7 +20,8 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import GaussianNoise, Noise
 from napari_invprior.posterior.base import Posterior, Sampler
-from napari_invprior.posterior.chains import counted_once, slope
+from napari_invprior.posterior.chains import slope
+from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
 from napari_invprior.priors.base import Prior
@@ -40,7 +41,8 @@ class ExactGaussianParameters(Parameters):
 
     samples: Annotated[int, Field(ge=2, le=100_000)] = parameter(64, "Images to draw.")
     weight: Annotated[float, Field(ge=1e-9, le=1e6)] | None = parameter(
-        None, "How much the prior counts against the data; empty: every patch sample counts once.",
+        None, "How much the prior counts against the data; empty: every sample of the image counts "
+        "about once.",
         advanced=True,
     )
     rim: Annotated[int, Field(ge=0, le=64)] | None = parameter(
@@ -76,7 +78,7 @@ class ExactGaussian(Sampler):
         noise: Noise,
         prior: Prior,
         *,
-        weight: float,
+        weight: float | None,
         start: Tensor,
         seed: int = 0,
         should_stop: ShouldStop = never,
@@ -99,6 +101,8 @@ class ExactGaussian(Sampler):
         )
         given = self.parameters.rim
         rim = counted_once(prior.patch) if given is None else given
+        if weight is None:
+            weight = evidence_weight(prior, start.shape[2:], rim)
         objective = Objective(
             y.double(), physics, noise, prior, weight, stride=1, rim=rim, seed=seed
         )
@@ -122,7 +126,8 @@ class ExactGaussian(Sampler):
                 yield Preview("posterior", both.numpy(force=True), "sample")
             if should_stop() or (time_budget_s is not None and stage.seconds > time_budget_s):
                 break
-        yield Result(Posterior(moments.mean.float(), moments.std.float(), kept))
+        facts = {"weight": gaussian.objective.weight}
+        yield Result(Posterior(moments.mean.float(), moments.std.float(), kept, facts=facts))
 
 
 class _Gaussian:

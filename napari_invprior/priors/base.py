@@ -106,6 +106,8 @@ class Prior(ABC):
     """What the patches are that `fit` shows."""
     has_gradient: ClassVar[bool] = True
     """Whether there are `g` and `grad`; some networks only draw images."""
+    is_density: ClassVar[bool] = False
+    """Whether ``exp(-g)`` of one patch is its density."""
     adapts: ClassVar[bool] = False
     """Whether the potential follows the image in a run; `g` is then of one image."""
 
@@ -145,14 +147,6 @@ class Prior(ABC):
     @abstractmethod
     def grad(self, x: Tensor) -> Tensor:
         """Gradient of ``g`` summed over the batch, shaped like ``x``."""
-
-    @property
-    def evidence_weight(self) -> float | None:
-        """Weight at which ``exp(-weight n g)`` counts what each image sample says just once.
-
-        None where ``g`` is no negative log-density.
-        """
-        return None
 
     def hold(self, held: bool) -> None:  # noqa: B027 (most potentials follow nothing)
         """Keep what follows the image as it is (or no longer), so that ``g`` is one function."""

@@ -162,13 +162,7 @@ class PatchPotential(PatchPrior):
     Its estimates from some of the patches are unbiased.
     """
 
-    is_density: ClassVar[bool] = True
-    """Whether ``exp(-potential)`` is a density of patches."""
-
-    @property
-    def evidence_weight(self) -> float | None:
-        """``1 / dim``: every image sample lies in so many patches."""
-        return 1 / self.dim if self.is_density else None
+    is_density = True
 
     @abstractmethod
     def potential(self, patches: Tensor) -> Tensor:

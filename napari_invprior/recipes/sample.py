@@ -49,7 +49,7 @@ def sample(
     sampler: Sampler = recipe.sampler.method.cls(recipe.sampler.parameters)
     case = problem.case(device)
     store = _store(sampler.parameters.samples, problem, folder)
-    start, weight, metrics = yield from forward(
+    start, weight = yield from forward(
         _begin(case, sampler, prior, problem, arrays, should_stop, time_left)
     )
     found: list[Posterior] = []
@@ -69,7 +69,7 @@ def sample(
             )
     store.finish(min(posterior.kept for posterior in found))
     yield from _doubts(found, store.kept)
-    metrics |= _figures(case, found, store)
+    metrics = _figures(case, found, store)
     layers = _layers(problem, start, found, store)
     if problem.truth is not None:
         metrics |= _against_truth(problem, start, found, store)
@@ -98,32 +98,33 @@ def _begin(
     case: Case, sampler: Sampler, prior: Prior, problem: Problem, arrays: Mapping[str, Image],
     should_stop: ShouldStop, time_left: TimeLeft,
 ) -> Job:
-    """Start image (frames, C, *space) and weight; the `Result` is (start, weight, metrics)."""
+    """Start image (frames, C, *space) and weight, None for the sampler's own; as a pair."""
     recipe = problem.recipe
-    given = getattr(sampler.parameters, "weight", None) or prior.evidence_weight
     if not sampler.needs_weight:
-        yield Result((case.physics.start(case.y), 1.0, {}))
+        yield Result((case.physics.start(case.y), None))
         return
+    given: float | None = sampler.parameters.weight
+    known = given is not None or prior.is_density
     solver: Solver = recipe.solver.method.cls(recipe.solver.parameters)
-    if given is not None and getattr(solver.parameters, "weight", None) == "auto":
+    if known and getattr(solver.parameters, "weight", None) == "auto":
         # any image near the middle will do: no search for the best weight of a single image
         usual = solver.automatic_weights[len(solver.automatic_weights) // 2] * prior.weight_scale
         choice = WeightChoice(usual, GIVEN, ())
     else:
         choice = yield from forward(find_weight(case, solver, prior, should_stop=should_stop))
-    if given is None and not solver.has_weight:
+    if not known and not solver.has_weight:
         raise InvalidInput(
             f"the prior {prior.name!r} is no density and the solver {solver.name!r} has no weight: "
             "give sampler.weight"
         )
-    weight = solver.objective_weight(choice.weight, prior) if given is None else given
+    weight = given if known else solver.objective_weight(choice.weight, prior)
     if recipe.initial is not None:
         start = _initial(problem, load(recipe.initial, arrays))
     else:
         start = yield from forward(reconstruct(
             case, solver, prior, choice.weight, should_stop=should_stop, time_left=time_left
         ))
-    yield Result((start, weight, {"weight": weight}))
+    yield Result((start, weight))
 
 
 def _initial(problem: Problem, image: Image) -> Tensor:

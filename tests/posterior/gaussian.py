@@ -13,6 +13,7 @@ from napari_invprior.numerics.mixture import Mixture
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.inpainting import Inpainting, InpaintingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
+from napari_invprior.posterior.evidence import evidence_weight
 from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.reconstruct.objective import Objective
 
@@ -62,8 +63,7 @@ class Truth:
 def problem(space: tuple[int, ...] = (32, 32), sigma: float = 0.1, seed: int = 0) -> Truth:
     """Half of the samples of an image, which is drawn from the prior itself, with noise."""
     prior = gaussian_prior(len(space))
-    weight = prior.evidence_weight
-    assert weight is not None
+    weight = evidence_weight(prior, space, 1)
     generator = torch.Generator().manual_seed(seed)
     mask = (torch.rand(space, generator=generator) < 0.5).double()
     physics = Inpainting(InpaintingParameters(), len(space), mask=mask)
