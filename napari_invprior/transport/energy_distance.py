@@ -105,6 +105,7 @@ class SlicedTarget:
 
     def __init__(self, points: Tensor, slices: Slices, particles: int = 0) -> None:
         check_cloud(points, "targets")
+        self._count = points.shape[1]
         most = max(1, BLOCK_NUMBERS // max(points.shape[1], particles))
         self._parts = [
             (part, SortedRows(_projected(part, points))) for part in slices.parts(most)
@@ -124,6 +125,17 @@ class SlicedTarget:
         return torch.stack(
             [part.weighted(rows.distance(part.project(x))) for part, rows in self._parts]
         ).sum()
+
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sorted targets take."""
+        return sum(rows.rows.nbytes for _, rows in self._parts)
+
+    def chance(self, count: int) -> float:
+        """Mean D^2 between the targets and ``count`` other points drawn like them."""
+        spread = torch.stack([part.weighted(rows.spread()) for part, rows in self._parts]).sum()
+        return (1 / count + 1 / self._count) / 2 * float(spread)
 
 
 def sliced_energy_gradient(x: Tensor, y: Tensor | SlicedTarget, directions: Tensor) -> Tensor:

@@ -68,6 +68,12 @@ class SortedRows:
             found[here] = torch.linalg.vecdot(gaps, _heights(merged, n, m)[:, :-1].square_())
         return found / float(n * m) ** 2
 
+    def spread(self) -> Tensor:
+        """Mean distance ``E|Y - Y'|`` of the targets on each line: (P,), float64."""
+        m = self.rows.shape[1]
+        ranks = torch.arange(1 - m, m, 2, dtype=torch.float64, device=self.rows.device)
+        return self.rows.double() @ ranks.mul_(2 / m**2)
+
     def _merged(self, x: Tensor) -> Iterator[tuple[slice, Merged]]:
         count = max(1, BLOCK_KEYS // (x.shape[1] + self.rows.shape[1]))
         for start in range(0, len(x), count):
