@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
-from napari_invprior.transport.local_slices import as_columns
+from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, Stage, never
 from napari_invprior.transport.displacement import Fitting, fit_displacement
+from napari_invprior.transport.local_slices import as_columns
+from napari_invprior.transport.noise_like import NoiseLike
 from napari_invprior.transport.particle_flow import ParticleFlow, joined
 from napari_invprior.transport.slice_draws import SliceDraw
 
@@ -58,7 +59,7 @@ class ChainPlan:
     momentum: float = 0.7
     patience: int = 4
     gain: float = 0.03
-    fitting: Fitting = Fitting()
+    fitting: Fitting = field(default_factory=Fitting)
 
     def flow_steps(self, block: int) -> int:
         """Flow steps of a block, counted from 0.
@@ -88,6 +89,9 @@ class FlowChain:
         (B, d + k), to those of a point; at first zero everywhere.
     shape : sequence of int
         Shape of a point: (C, *space), or (d,).
+    coloured : bool
+        Start from noise with the covariance of the targets, not only with their mean variance:
+        patches of images then begin smooth.
 
     Attributes
     ----------
@@ -107,11 +111,14 @@ class FlowChain:
     torch.Size([2, 5])
     """
 
-    def __init__(self, network: Callable[[], nn.Module], shape: Sequence[int]) -> None:
-        self._network, self.shape = network, tuple(shape)
+    def __init__(
+        self, network: Callable[[], nn.Module], shape: Sequence[int], *, coloured: bool = False
+    ) -> None:
+        self._network, self.shape, self.coloured = network, tuple(shape), coloured
         self.networks: list[nn.Module] = []
         self._scales: list[float] = []
         self._moments = torch.tensor([0.0, 1.0])
+        self._start: NoiseLike | None = None
         self._particles: Tensor | None = None
         self._condition: Tensor | None = None
 
@@ -123,10 +130,10 @@ class FlowChain:
     # --- use --------------------------------------------------------------------------------
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform noise (d, count) with mean and variance of the targets."""
-        mean, deviation = self._moments.tolist()
-        u = torch.rand((self.dim, count), generator=generator)
-        return u.sub_(0.5).mul_(math.sqrt(12) * deviation).add_(mean)
+        """What the chain starts from: (d, count)."""
+        if self._start is None:
+            raise InvalidInput("this chain is not trained yet: train it on targets first")
+        return self._start.draw(count, generator)
 
     def sample(self, n: int, seed: int, condition: Tensor | None = None) -> Tensor:
         """Draw ``n`` points (d, n), for the conditions (k, n) where the chain knows such.
@@ -136,13 +143,11 @@ class FlowChain:
         InvalidInput
             Before training, or if the condition is not one of the kind it was trained with.
         """
-        if not self.networks:
-            raise InvalidInput("this chain is not trained yet: train it on targets first")
+        x = self.noise(n, torch.Generator().manual_seed(seed))
         known = 0 if self._condition is None else len(self._condition)
         given = 0 if condition is None else len(condition)
         if known != given:
             raise InvalidInput(f"conditions of {given} numbers: the chain was trained with {known}")
-        x = self.noise(n, torch.Generator().manual_seed(seed))
         for block in range(len(self.networks)):
             x = self.apply(block, x, condition)
         return x
@@ -240,6 +245,7 @@ class FlowChain:
             if not deviation > 0:
                 raise InvalidInput("the targets are constant: give ones with structure")
             self._moments = torch.tensor([float(targets.double().mean()), deviation])
+            self._start = NoiseLike.of(targets, full=self.coloured)
             self._particles = self.noise(count, torch.Generator().manual_seed(seed)).to(targets)
             self._condition = condition
         held = self._particles
@@ -274,7 +280,8 @@ class FlowChain:
         net.to(before.device)
         rows = self._rows(joined(before, self._condition, "particles"))
         wanted = (moved / max(scale, 1e-30)).T.reshape(len(rows), *self.shape)
-        yield from (steps + k for k in fit_displacement(net, rows, wanted, plan.fitting, seed + block))
+        fitting = fit_displacement(net, rows, wanted, plan.fitting, seed + block)
+        yield from (steps + done for done in fitting)
         self.networks.append(net)
         self._scales.append(scale)
         self._particles = self.apply(block, before, self._condition)
@@ -285,8 +292,9 @@ class FlowChain:
     def state(self) -> dict[str, Tensor]:
         """All numbers that `load_state` needs (CPU tensors)."""
         found = {"moments": self._moments, "scales": torch.tensor(self._scales)}
-        if self._particles is not None:
-            found["particles"] = self._particles
+        if self._start is not None and self._particles is not None:
+            found |= {"particles": self._particles, "mean": self._start.mean}
+            found["root"] = self._start.root
         if self._condition is not None:
             found["condition"] = self._condition
         for block, net in enumerate(self.networks):
@@ -310,14 +318,15 @@ class FlowChain:
             except RuntimeError as error:
                 raise InvalidInput(f"chain: network {block} does not fit: {error}") from error
             networks.append(net)
-        particles = state.get("particles")
-        if particles is not None and (particles.ndim != 2 or len(particles) != self.dim):
-            raise InvalidInput(
-                f"chain: 'particles' has shape {tuple(particles.shape)}, expected ({self.dim}, N)"
-            )
+        shapes = {"particles": (self.dim, -1), "mean": (self.dim,), "root": (self.dim, -1)}
+        for name, shape in shapes.items():
+            given = tuple(state[name].shape) if name in state else None
+            if given is None or given[0] != shape[0] or len(given) != len(shape):
+                raise InvalidInput(f"chain: {name!r} has shape {given}, expected {shape}")
         self.networks, self._scales = networks, state["scales"].tolist()
         self._moments = state["moments"].clone()
-        self._particles, self._condition = particles, state.get("condition")
+        self._start = NoiseLike(state["mean"], state["root"])
+        self._particles, self._condition = state["particles"], state.get("condition")
 
 
 class _Judge:

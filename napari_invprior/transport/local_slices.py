@@ -92,6 +92,11 @@ class WindowSlices:
         planes = torch.arange(channels)[:, None] * math.prod(space)
         self._index = (flat[:, :, None] + planes).flatten(2).to(directions.device)
 
+    @property
+    def lines(self) -> int:
+        """Lines through each window."""
+        return self._directions.shape[1]
+
     def folded(self, x: Tensor) -> Tensor:
         """The sums of the parts of each window of images (d, N): (W, C prod(block), N)."""
         windows, repeats, dim = self._index.shape

@@ -62,6 +62,11 @@ def spread(points: Tensor) -> float:
     return found
 
 
+def _trust(lines: int, dim: int) -> float:
+    """How far to go where the lines span part of the space: each stands for several then."""
+    return min(1.0, 2 * lines / (lines + dim))
+
+
 class DirectionDraw:
     """Directions of the whole space.
 
@@ -83,9 +88,9 @@ class DirectionDraw:
         self, targets: Tensor, count: int | None = None, kind: DirectionKind = "auto"
     ) -> None:
         check_cloud(targets, "targets")
-        self.unit = spread(targets)
         self._kind, self._like = kind, targets[:0]
         self._shape = usual_lines(len(targets)) if count is None else count, len(targets)
+        self.unit = spread(targets) * _trust(*self._shape)
 
     def __call__(self, generator: torch.Generator) -> Directions:
         drawn = directions(*self._shape, generator, self._kind, self._like.dtype)
@@ -152,7 +157,8 @@ class LocalDraw:
         generator = torch.Generator().manual_seed(0)
         seen = {repeat: self._size(repeat, generator) for repeat in self._repeats}
         for repeat, windows in seen.items():
-            self._weights[repeat] = spread(windows.folded(targets[:, :MOST_SEEN])) / len(seen)
+            seen_spread = spread(windows.folded(targets[:, :MOST_SEEN]))
+            self._weights[repeat] = seen_spread * _trust(windows.lines, dim) / len(seen)
 
     def __call__(self, generator: torch.Generator) -> LocalSlices:
         return LocalSlices([self._size(repeat, generator) for repeat in self._repeats])
