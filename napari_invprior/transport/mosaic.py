@@ -20,12 +20,12 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Job, Preview, Result, ShouldStop, Stage, never
 from napari_invprior.numerics.patches import PatchGrid
 from napari_invprior.transport.energy_distance import SlicedTarget, check_cloud
-from napari_invprior.transport.slice_draws import DirectionDraw
+from napari_invprior.transport.slice_draws import DirectionDraw, spread
 
 LARGEST_BLOCK, SMALLEST_BLOCK = {2: 5, 3: 4}, 3
 """Edges of the patches that are compared at each level, px."""
 MOST_TARGETS = 20_000
-FLOOR, POWER = 1e-3, 0.5
+FLOOR, POWER = 1e-3, 0.25
 """Smallest variance as a share of the largest, and the power that variances are divided by."""
 _PREVIEW_SECONDS = 2.0
 
@@ -133,6 +133,7 @@ def _level(
     grids = _shifted_grids(wrapped, block, plan.stride)
     targets: list[SlicedTarget] = []
     velocity = torch.zeros_like(image)
+    lowest, highest = float(samples.min()), float(samples.max())
     for taken in range(plan.steps):
         if len(targets) < plan.pool:
             targets.append(SlicedTarget(cloud, draw(generator), grids[0].count))
@@ -146,11 +147,13 @@ def _level(
         change = _unwrap(pull, image.shape[2:]) / counts.clamp_min(1)
         velocity.mul_(plan.momentum).add_(change)
         image -= plan.step * share * draw.unit * velocity
+        image.clamp_(lowest, highest)
         yield taken + 1
 
 
 def _whitening(cloud: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrix to numbers of about equal variance, in which fine detail counts, and its inverse."""
+    """Matrix to numbers of more equal variance, in which fine detail counts, and its inverse."""
+    spread(cloud)  # refuses equal patches
     values, vectors = torch.linalg.eigh(torch.cov(cloud.double()))
     deviations = values.clamp_min(FLOOR * float(values[-1])) ** POWER
     return tuple((vectors * scale @ vectors.T).to(cloud) for scale in (1 / deviations, deviations))

@@ -41,11 +41,12 @@ class Schedule:
     final_steps : int
         How many of the steps are small and without momentum, at the end.
     final_step : float
-        Size of those.
+        Size of those, as a share of ``step``.
     every : int
         Steps between two looks at the distance.
     patience : int
-        Looks without a gain after which the end begins.
+        Looks without a gain after which the step is halved, and the end begins once it is as small
+        as the final one.
     gain : float
         Smallest relative fall of the distance that counts as one.
     enough : float
@@ -57,8 +58,8 @@ class Schedule:
     momentum: float = 0.7
     final_steps: int = 100
     final_step: float = 0.1
-    every: int = 25
-    patience: int = 4
+    every: int = 20
+    patience: int = 2
     gain: float = 0.03
     enough: float = 0.0
 
@@ -129,6 +130,11 @@ class ParticleFlow:
     ) -> None:
         self._joint = joined(particles, condition, "particles").clone()
         self._targets = joined(targets, target_condition, "targets")
+        if self._joint.shape[1] > 1 and bool((self._joint == self._joint[:, :1]).all()):
+            raise InvalidInput(
+                f"all {self._joint.shape[1]} particles are equal and would stay together: start "
+                "from noise"
+            )
         if len(self._joint) != len(self._targets) or len(particles) != len(targets):
             raise InvalidInput(
                 f"particles of {len(particles)} numbers (with condition {len(self._joint)}) and "
@@ -136,7 +142,7 @@ class ParticleFlow:
                 "give both the same dimension"
             )
         self._draw = DirectionDraw(self._targets) if draw is None else draw
-        self._dim, self.taken, self.factor = len(particles), 0, 1.0
+        self._dim, self.taken = len(particles), 0
         self._velocity = torch.zeros_like(particles, memory_format=torch.contiguous_format)
         self._random = torch.Generator().manual_seed(seed)
         self._judge = self._next_target()
@@ -169,7 +175,7 @@ class ParticleFlow:
     def advance(self, steps: int, step: float = 1.0, momentum: float = 0.7) -> Iterator[int]:
         """Take steps (see `Schedule`); yields their number so far after each."""
         x = self.particles
-        length = self.factor * step * self._draw.unit * x.shape[1]
+        length = step * self._draw.unit * x.shape[1]
         for _ in range(steps):
             gradient = self._pooled().gradient(self._joint)
             self._velocity.mul_(momentum).add_(gradient[: self._dim])
@@ -273,19 +279,17 @@ class _Run:
         self.least = self._first = flow.distance()
         self.best = flow.particles.clone()
         self.history = [(0, self._first)]
-        self._gained, self._halvings, self._counted = 0, 0, self._first
+        self._waited, self._halvings, self._counted = 0, 0, self._first
+        self._step = self.plan.step
 
     def phase(self, final: bool) -> Iterator[int]:
         """The first steps, or the small ones at the end."""
         plan = self.plan
         last = min(plan.final_steps, plan.steps)
-        size = (last, plan.final_step, 0.0) if final else (
-            plan.steps - last, plan.step, plan.momentum
-        )
-        count, step, momentum = size
-        for _ in range(count):
-            # step by step: a halved step counts at once
-            yield from map(self._count, self.flow.advance(1, step, momentum))
+        for _ in range(last if final else plan.steps - last):
+            # step by step: a smaller step counts at once
+            step = min(self._step, plan.final_step * plan.step) if final else self._step
+            yield from map(self._count, self.flow.advance(1, step, 0 if final else plan.momentum))
 
     def _count(self, _: int) -> int:
         self.taken += 1
@@ -303,14 +307,24 @@ class _Run:
         if distance < self.least:
             self.least = distance
             self.best = self.flow.particles.clone()
+        self._waited += 1
         if distance < (1 - self.plan.gain) * self._counted:
-            self._counted, self._gained = distance, len(self.history)
+            self._counted, self._waited = distance, 0
         return False
 
     def settled(self) -> bool:
-        """Whether the distance is as small as it will get with this step, or as asked for."""
-        waited = len(self.history) - self._gained
-        return waited > self.plan.patience or self.least < self.plan.enough * self.flow.chance
+        """Whether the distance is as asked for, or falls no more with any step.
+
+        Without a gain, the particles go back to the best place with half the step: they dance
+        around what they cannot reach with a long one.
+        """
+        if self.least < self.plan.enough * self.flow.chance:
+            return True
+        if self._waited <= self.plan.patience:
+            return False
+        self._step, self._waited = self._step / 2, 0
+        self.flow.move_to(self.best)
+        return self._step < self.plan.final_step * self.plan.step
 
     def figures(self) -> dict[str, float]:
         """The distance, and that of an independent sample, to plot."""
@@ -329,8 +343,8 @@ class _Run:
             raise JobError(
                 f"the particles flew apart {self._halvings} times (distance {distance:.3g}, at "
                 f"first {self._first:.3g}) although the step was halved to "
-                f"{self.flow.factor * self.plan.step:.2g}; choose a step below 1 and a momentum "
+                f"{self._step:.2g}; choose a step below 1 and a momentum "
                 "below 0.9"
             )
         self.flow.move_to(self.best)
-        self.flow.factor /= 2
+        self._step, self._waited = self._step / 2, 0

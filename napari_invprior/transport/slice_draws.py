@@ -64,7 +64,7 @@ def spread(points: Tensor) -> float:
 
 def _trust(lines: int, dim: int) -> float:
     """How far to go where the lines span part of the space: each stands for several then."""
-    return min(1.0, 2 * lines / (lines + dim))
+    return lines / (lines + dim)
 
 
 class DirectionDraw:
