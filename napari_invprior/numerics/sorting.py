@@ -89,7 +89,7 @@ def _on_host(x: Tensor) -> bool:
 def _pack(x: Tensor, columns: np.ndarray | np.int32, keys: np.ndarray) -> None:
     """Write (number, column) into keys that sort like the numbers, then like the columns."""
     halves = keys.view(np.int32)
-    bits = (x.detach().numpy() + np.float32(0)).view(np.int32)  # -0 becomes 0: they are equal
+    bits = x.detach().numpy().view(np.int32)
     halves[:, _LOW] = columns
     # negative numbers are ordered by their bits the wrong way round
     halves[:, _HIGH] = bits ^ ((bits >> 31) & _SIGN)

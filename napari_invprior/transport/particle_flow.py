@@ -338,6 +338,7 @@ class _Run:
         )
 
     def _roll_back(self, distance: float) -> None:
+        self.flow.move_to(self.best)
         self._halvings += 1
         if self._halvings > _HALVINGS:
             raise JobError(
@@ -346,5 +347,4 @@ class _Run:
                 f"{self._step:.2g}; choose a step below 1 and a momentum "
                 "below 0.9"
             )
-        self.flow.move_to(self.best)
         self._step, self._waited = self._step / 2, 0

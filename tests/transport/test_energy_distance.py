@@ -73,6 +73,11 @@ def test_identical_sets_have_no_distance_and_no_gradient() -> None:
         assert float(energy_distance(x, x)) == 0
 
 
+def test_both_zeros_are_tied() -> None:
+    x, y = torch.tensor([[0.0, -0.0, 1.0]]), torch.tensor([[-0.0, 0.0]])
+    assert torch.equal(SortedRows(y).gradient(x), SortedRows(y.abs()).gradient(x.abs()))
+
+
 def test_equals_scipy_on_the_line() -> None:  # sheet 17, check 4
     x, y = cloud(1, 300), 0.5 + 2 * cloud(1, 211, 1)
     expected = scipy.stats.energy_distance(x[0].numpy(), y[0].numpy()) ** 2 / 2
