@@ -18,7 +18,6 @@ from napari_invprior.jobs import (
     Preview,
     Result,
     ShouldStop,
-    check_stop,
     forward,
     never,
 )
@@ -196,10 +195,12 @@ class PatchFlow:
     def texture(
         self, space: Sequence[int], *, seed: int = 0, should_stop: ShouldStop = never
     ) -> Job:
-        """An image (1, C, *space) made of generated patches; it is the `Result`."""
-        found = yield from self._generated(self.parameters.particles, seed, should_stop)
-        check_stop(should_stop)
-        yield from mosaic(found, self.patch, space, seed=seed, should_stop=should_stop)
+        """A periodic image (1, C, *space) with patches like the references'; it is the `Result`.
+
+        Its own patches are the particles here. They flow to the references' patches, not to
+        generated ones, whose edges are soft already.
+        """
+        yield from mosaic(self.targets, self.patch, space, seed=seed, should_stop=should_stop)
 
     def _generated(
         self, n: int, seed: int, should_stop: ShouldStop

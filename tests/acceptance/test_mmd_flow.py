@@ -131,7 +131,7 @@ def test_generated_patches_of_gravel(show: Show) -> None:
 
 def test_texture_of_gravel(show: Show) -> None:
     reference, _, _ = gravel()
-    flow = PatchFlow(PatchFlowParameters(particles=1000, steps=200), ndim=2)
+    flow = PatchFlow(PatchFlowParameters(), ndim=2)
     run(flow.fit([reference]))
     image = run(flow.texture((96, 96)))
     grid, whole = PatchGrid((96, 96), 6), PatchGrid(reference.image.shape[1:], 6)
