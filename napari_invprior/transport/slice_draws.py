@@ -26,7 +26,7 @@ class SliceDraw(Protocol):
     Attributes
     ----------
     unit : float
-        Length of a step of one: the spread of the targets, beyond which steps overshoot.
+        Length of a step of one: about the spread of the targets, beyond which steps overshoot.
     """
 
     unit: float
@@ -81,7 +81,7 @@ class DirectionDraw:
     --------
     >>> draw = DirectionDraw(torch.eye(3))
     >>> draw(torch.Generator().manual_seed(0)).directions.shape, round(draw.unit, 4)
-    (torch.Size([32, 3]), 0.8165)
+    (torch.Size([32, 3]), 0.7465)
     """
 
     def __init__(
