@@ -1,0 +1,163 @@
+"""A UNet for images of 2 and 3 axes and of any size, and a perceptron for vectors.
+
+Both start at zero: an untrained network changes nothing where its output is added to something.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_invprior.networks.upscaling import convolution_of
+
+GROUPS = 8
+"""Groups of channels that are normalised together, at most."""
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """Widths and depths of a `UNet`.
+
+    Attributes
+    ----------
+    base : int
+        Channels of the finest level.
+    multipliers : tuple of int
+        Channels of each level, in units of ``base``; each level is half as fine as the last.
+    blocks : int
+        Residual blocks per level.
+    """
+
+    base: int
+    multipliers: tuple[int, ...]
+    blocks: int
+
+
+PAPER = UNetSize(32, (1, 2, 4), 2)
+SMALL = UNetSize(16, (1, 2), 1)
+
+
+class UNet(nn.Module):
+    """Residual blocks at several scales with connections between equal ones.
+
+    Group norm and SiLU, the last convolution starts at zero. An image whose edges are no multiple
+    of the coarsest scale is continued by its border, and the result is cropped.
+
+    Parameters
+    ----------
+    ndim : int
+        Space axes, 2 or 3.
+    inputs, outputs : int
+        Channels; more inputs than outputs where a condition comes along.
+    size : UNetSize
+        `PAPER`, `SMALL` or another.
+
+    Examples
+    --------
+    >>> net = UNet(2, inputs=2, outputs=1, size=UNetSize(8, (1, 2), 1))
+    >>> bool((net(torch.rand(3, 2, 5, 7)) == torch.zeros(3, 1, 5, 7)).all())
+    True
+    """
+
+    def __init__(self, ndim: int, inputs: int, outputs: int, size: UNetSize = PAPER) -> None:
+        super().__init__()
+        conv, self.ndim = convolution_of(ndim), ndim
+        widths = [size.base * m for m in size.multipliers]
+        self.multiple = 2 ** (len(widths) - 1)
+        self.first = conv(inputs, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        kept, now = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(size.blocks):
+                self.down.append(_Residual(ndim, now, width))
+                now = width
+                kept.append(now)
+            if level < len(widths) - 1:
+                self.down.append(conv(now, now, 3, stride=2, padding=1))
+                kept.append(now)
+        self.middle = nn.Sequential(_Residual(ndim, now, now), _Residual(ndim, now, now))
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(size.blocks + 1):
+                self.up.append(_Residual(ndim, now + kept.pop(), width))
+                now = width
+            if level > 0:
+                finer = nn.Sequential(nn.Upsample(scale_factor=2), conv(now, now, 3, padding=1))
+                self.up.append(finer)
+        self.last = nn.Sequential(_norm(now), nn.SiLU(), conv(now, outputs, 3, padding=1))
+        _zero(self.last[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, outputs, *space) of images (B, inputs, *space)."""
+        space = x.shape[2:]
+        missing = [-n % self.multiple for n in space]
+        if any(missing):
+            x = F.pad(x, [e for m in reversed(missing) for e in (0, m)], mode="replicate")
+        x = self.first(x)
+        kept = [x]
+        for layer in self.down:
+            x = layer(x)
+            kept.append(x)
+        x = self.middle(x)
+        for layer in self.up:
+            x = layer(torch.cat([x, kept.pop()], 1) if isinstance(layer, _Residual) else x)
+        return self.last(x)[(..., *(slice(n) for n in space))]  # type: ignore[no-any-return]
+
+
+class _Residual(nn.Module):
+    """Two normalised convolutions, and the input added."""
+
+    def __init__(self, ndim: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        conv = convolution_of(ndim)
+        self.inner = nn.Sequential(
+            _norm(inputs), nn.SiLU(), conv(inputs, outputs, 3, padding=1),
+            _norm(outputs), nn.SiLU(), conv(outputs, outputs, 3, padding=1),
+        )
+        self.around = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.around(x) + self.inner(x)  # type: ignore[no-any-return]
+
+
+class Perceptron(nn.Module):
+    """Fully connected layers with SiLU between them.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Numbers of a vector.
+    hidden : sequence of int
+        Widths between them.
+
+    Examples
+    --------
+    >>> Perceptron(3, 2, (16,))(torch.rand(5, 3)).tolist() == [[0.0, 0.0]] * 5
+    True
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden, outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        _zero(self.layers[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Vectors (B, outputs) of vectors (B, inputs)."""
+        for layer in self.layers[:-1]:
+            x = F.silu(layer(x))
+        return self.layers[-1](x)  # type: ignore[no-any-return]
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
