@@ -28,7 +28,6 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior
-from napari_invprior.priors.patchwise import PatchPotential, PatchPrior
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.objective import Objective
 from napari_invprior.reconstruct.total_variation import smooth_start
@@ -123,9 +122,9 @@ class Variational(Solver):
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
     ) -> Job:
-        if not isinstance(prior, PatchPrior):
-            raise InvalidInput("the variational solver needs a patch prior; choose one")
-        if self.parameters.optimiser == "lbfgs" and not isinstance(prior, PatchPotential):
+        if prior is None or not prior.has_gradient:
+            raise InvalidInput("the variational solver needs a prior with a gradient; choose one")
+        if self.parameters.optimiser == "lbfgs" and prior.adapts:
             raise InvalidInput(
                 f"the prior {prior.name!r} changes while it follows the image, which L-BFGS cannot "
                 "stand; set optimiser to 'adam'"

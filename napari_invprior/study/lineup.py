@@ -34,7 +34,7 @@ class Candidate:
 
 
 def lineup(ndim: int) -> list[Candidate]:
-    """Every prior for ``ndim`` space axes with its usual solver, then every available baseline.
+    """Every prior that learns, with its usual solver, then every available baseline.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def lineup(ndim: int) -> list[Candidate]:
             m.name in QUICK,
         )
         for m in registry.methods("prior")
-        if ndim in m.dimensions
+        if ndim in m.dimensions and m.needs_references
         for solver in [usual_solver(m, ndim)]
     ]
     baselines = [

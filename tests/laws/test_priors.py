@@ -1,4 +1,4 @@
-"""Laws that every registered prior obeys, in 2D and 3D."""
+"""Laws that every registered prior that learns obeys, in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ PRIORS = [
     pytest.param(method, ndim, id=f"{method.name}-{ndim}d")
     for method in registry.methods("prior")
     for ndim in method.dimensions
+    if method.needs_references
 ]
+"""What learns; the others have tests of their own."""
 
 
 def texture(ndim: int, seed: int = 0, channels: int = 1) -> torch.Tensor:
