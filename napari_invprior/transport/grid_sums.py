@@ -41,7 +41,7 @@ class GridSums:
         Cubic splines: their slopes are those of the sums that are computed, and as accurate; one
         point costs twice as much. With linear ones, slopes are good on the mean over many slices.
     like : Tensor
-        Whose type and device the sums have.
+        On whose device the sums are taken.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class GridSums:
         self.cubic = cubic
         self.cells = 2 * (len(transfer) - 1)
         self._per_unit = self.cells / (PADDING * radius)
-        self._transfer = transfer.to(like)
+        self._transfer = transfer.to(like.device)
 
     def sums(
         self, sources: Tensor, weights: Tensor, targets: Tensor, slopes: bool = False
@@ -93,16 +93,18 @@ class GridSums:
         weights : Tensor
             (B, N).
         """
-        grid = self._convolved(sources, weights)
+        # differences of neighbours would be rounding alone in single precision
+        grid = self._convolved(sources, weights, torch.float64 if slopes else weights.dtype)
         index, place = self._place(targets)
         shares = _cubic(place) if self.cubic else _linear(place)
-        values = _interpolated(grid, index, shares)
+        values = _interpolated(grid.to(weights.dtype), index, shares)
         if not slopes:
             return values, None
+        steps = grid.roll(-1, -1).sub_(grid).mul_(self._per_unit)
         if self.cubic:
-            return values, _interpolated(grid, index, _cubic_slopes(place)).mul_(self._per_unit)
-        steps = (grid.roll(-1, -1) - grid.roll(1, -1)).mul_(self._per_unit / 2)
-        return values, _interpolated(steps, index, shares)
+            return values, _interpolated(steps.to(place), index, _quadratic(place))
+        steps = steps.add(steps.roll(1, -1)).mul_(0.5)
+        return values, _interpolated(steps.to(place), index, shares)
 
     def _place(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """First node (P, n) that sees each point, and how far the point is past its left node."""
@@ -110,7 +112,7 @@ class GridSums:
         index = at.int().long()
         return index.sub_(1) if self.cubic else index, at.frac_()
 
-    def _convolved(self, sources: Tensor, weights: Tensor) -> Tensor:
+    def _convolved(self, sources: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """Sums at the nodes, (P, B, cells)."""
         index, place = self._place(sources)
         shape = len(index), *weights.shape
@@ -118,7 +120,8 @@ class GridSums:
         index = index[:, None].expand(shape)
         for node, share in enumerate(_cubic(place) if self.cubic else _linear(place)):
             grid[..., node:].scatter_add_(2, index, share[:, None] * weights)
-        return torch.fft.irfft(torch.fft.rfft(grid).mul_(self._transfer), n=self.cells)
+        spectrum = torch.fft.rfft(grid.to(dtype)).mul_(self._transfer.to(dtype))
+        return torch.fft.irfft(spectrum, n=self.cells)
 
 
 def _interpolated(grid: Tensor, index: Tensor, shares: tuple[Tensor, ...]) -> Tensor:
@@ -143,11 +146,10 @@ def _cubic(t: Tensor) -> tuple[Tensor, ...]:
     return left, middle, 1 - left - middle - right, right
 
 
-def _cubic_slopes(t: Tensor) -> tuple[Tensor, ...]:
-    left = (1 - t) ** 2 * -0.5
-    right = t * t * 0.5
-    middle = t * (1.5 * t - 2)
-    return left, middle, -left - middle - right, right
+def _quadratic(t: Tensor) -> tuple[Tensor, ...]:
+    """Shares of the differences between the nodes in the slope of a cubic spline."""
+    left, right = (1 - t) ** 2 * 0.5, t * t * 0.5
+    return left, 1 - left - right, right
 
 
 def _rounded(length: float) -> float:

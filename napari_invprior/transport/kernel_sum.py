@@ -212,7 +212,7 @@ def _check(x: Tensor, y: Tensor, w: Tensor) -> None:
         kinds = ", ".join(f"{name} {tensor.dtype}" for name, tensor in given.items())
         raise InvalidInput(f"{kinds}: need float32 or float64 for all; convert with .to")
     for name, tensor in given.items():
-        if not bool(tensor.isfinite().all()):
+        if not all(bool(bound.isfinite()) for bound in tensor.aminmax()):
             raise InvalidInput(f"{name} has values that are not finite; remove these points")
 
 

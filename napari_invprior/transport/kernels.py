@@ -232,7 +232,8 @@ class Logarithmic(Kernel):
     """``log r``, constant below ``floor``.
 
     On the line the logarithm near 0 is its mean over one cell of the grid, so that sums over
-    coinciding points differ from the dense ones.
+    coinciding points differ from the dense ones. Slopes of slices have no finite variance: take
+    the dense sum for accurate gradients.
 
     Attributes
     ----------

@@ -67,11 +67,14 @@ class Problem(NamedTuple):
 
     def slice_cost(self, line: LineSums) -> float:
         """Of one slice."""
+        beyond = 0.0 if line.cells else SORTED_POINT - GRID_POINT
         points = self.x.shape[1] + self.y.shape[1]
-        each = GRID_POINT if line.cells else SORTED_POINT
-        return points * (PROJECTION * self.dim + each * len(self.w)) + (
-            NODE * line.cells * len(self.w)
-        )
+        return self.least_slice_cost() + len(self.w) * (beyond * points + NODE * line.cells)
+
+    def least_slice_cost(self) -> float:
+        """Of one slice on a grid, without the grid."""
+        points = self.x.shape[1] + self.y.shape[1]
+        return points * (PROJECTION * self.dim + GRID_POINT * len(self.w))
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,14 @@ def adaptive(
         None as soon as the limit looks out of reach.
     """
     size, line, spent = FIRST_SET, None, 0.0
+    share = 1.0 if problem.dim == 2 else PILOT_SHARE  # in the plane few slices are enough
+    if GROUPS * size * problem.least_slice_cost() + ROUND > share * limit:
+        return None
     while True:
         xi = _independent_sets(size, problem.dim, generator, kind).to(problem.x)
         line = line_sums(*problem, xi, LINE_SHARE * tolerance) if line is None else line
         cost = len(xi) * problem.slice_cost(line) + ROUND
-        if cost > limit - spent or (spent == 0 and cost > PILOT_SHARE * limit):
+        if cost > limit - spent or (spent == 0 and cost > share * limit):
             return None
         sums = SlicedSums(line, xi)
         value, error = spread_error(sums.groups(*problem[1:]), len(xi))

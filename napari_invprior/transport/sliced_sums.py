@@ -14,8 +14,10 @@ from napari_invprior.transport.sorted_sums import SortedSums
 
 GROUPS = 8
 """Parts of the slices whose spread tells the error of their mean."""
-BLOCK_NUMBERS = 2**18
+BLOCK_NUMBERS = 2**19
 """Projections and nodes in one block of slices: few calls, and still near the inner cache."""
+PROJECTED = 16
+"""Directions in one product; fewer at a time are slow, for more the buffer would be large."""
 TRIED = 2
 """Slices on which the grid is held against sorting."""
 
@@ -53,9 +55,9 @@ class SlicedSums:
         groups = min(GROUPS, len(self.xi))
         found = w.new_zeros((groups, len(w), y.shape[1]))
         start = 0
-        for xi in self._blocks(x, y, w):
+        for xi, sources, targets in self._blocks(x, y, w):
             member = torch.arange(start, start + len(xi), device=w.device) % groups
-            found.index_add_(0, member, self.line.sums(xi @ x, w, xi @ y)[0])
+            found.index_add_(0, member, self.line.sums(sources, w, targets)[0])
             start += len(xi)
         return found
 
@@ -64,8 +66,7 @@ class SlicedSums:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``sum_bm g_bm s_bm`` in x, y and w."""
         in_x, in_y, in_w = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(w)
-        for xi in self._blocks(x, y, w):
-            sources, targets = xi @ x, xi @ y
+        for xi, sources, targets in self._blocks(x, y, w):
             _, slopes = self.line.sums(sources, w, targets, slopes=True)
             in_y += xi.T @ _total(slopes, g)
             values, slopes = self.line.sums(targets, g, sources, slopes=True)
@@ -74,9 +75,18 @@ class SlicedSums:
         count = len(self.xi)
         return in_x.div_(count), in_y.div_(count), in_w.div_(count)
 
-    def _blocks(self, x: Tensor, y: Tensor, w: Tensor) -> Iterator[Tensor]:
-        numbers = len(w) * (x.shape[1] + y.shape[1] + self.line.cells)
-        yield from self.xi.split(max(1, BLOCK_NUMBERS // numbers))
+    def _blocks(self, x: Tensor, y: Tensor, w: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Some directions (P, d) and the points' places along them, overwritten by later ones."""
+        points = x.shape[1] + y.shape[1]
+        together = max(1, BLOCK_NUMBERS // (len(w) * (points + self.line.cells)))
+        batch = min(max(together, PROJECTED), len(self.xi))
+        buffers = [c.new_empty((batch, c.shape[1])) for c in (x, y)]
+        for xi in self.xi.split(batch):
+            sources, targets = (
+                torch.mm(xi, c, out=buffer[: len(xi)]).split(together)
+                for c, buffer in zip((x, y), buffers, strict=True)
+            )
+            yield from zip(xi.split(together), sources, targets, strict=True)
 
 
 def _total(slopes: Tensor | None, factors: Tensor) -> Tensor:
@@ -101,9 +111,9 @@ def spread_error(groups: Tensor, slices: int) -> tuple[Tensor, float]:
     value = groups.sum(0) / slices
     if count == 1:
         return value, torch.inf
-    deviation = (groups * (count / slices)).std(0) / count**0.5
+    apart = (groups * (count / slices) - value).square_().sum(0)
+    spread = float(apart.sqrt_().double().sum()) / (count * (count - 1)) ** 0.5
     size = float(value.abs().double().sum())
-    spread = float(deviation.double().sum())
     return value, spread / size if size > 0 else (torch.inf if spread > 0 else 0.0)
 
 
