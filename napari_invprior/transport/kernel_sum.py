@@ -116,6 +116,7 @@ def kernel_sum_with_error(
     scale = _scale(kernel, scale, x, y)
     centre = _centre(y.detach())
     x, y, rows = (x - centre) / scale, (y - centre) / scale, w if w.dim() == 2 else w[None]
+    _check_extent(x, y, scale)
     problem = Problem(kernel, x.detach(), y.detach(), rows.detach())
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found = _solve(problem, method, tolerance, slices, kind, generator)
@@ -214,6 +215,16 @@ def _check(x: Tensor, y: Tensor, w: Tensor) -> None:
     for name, tensor in given.items():
         if not all(bool(bound.isfinite()) for bound in tensor.aminmax()):
             raise InvalidInput(f"{name} has values that are not finite; remove these points")
+
+
+def _check_extent(x: Tensor, y: Tensor, scale: float) -> None:
+    """Refuse points whose squared distances, in units of the scale, are no numbers any more."""
+    extent = max(float(bound.abs()) for points in (x, y) for bound in points.detach().aminmax())
+    if not 4 * len(x) * extent**2 < torch.finfo(x.dtype).max:
+        raise InvalidInput(
+            f"the points reach {extent:.3g} times the scale ({scale:.3g}), too far for {x.dtype}; "
+            "divide them by a large number, or choose a larger scale"
+        )
 
 
 def _check_options(method: str, tolerance: float, slices: int | None) -> None:

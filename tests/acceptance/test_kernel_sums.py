@@ -16,6 +16,7 @@ from torch import Tensor
 from napari_invprior.transport import distance_directions
 from napari_invprior.transport.kernel_sum import kernel_sum, kernel_sum_with_error, median_scale
 from napari_invprior.transport.kernels import Gauss
+from napari_invprior.transport.slicing import directions, slice_constant
 from napari_invprior.transport.two_sample import two_sample_test
 
 pytestmark = pytest.mark.slow
@@ -72,25 +73,44 @@ def test_energy_on_the_line(show: Show) -> None:
     assert error < 1e-5
 
 
-@pytest.mark.parametrize(("kernel", "limit"), [("gauss", 2e-4), ("energy", 5e-4)])
+def gradients(kernel: str, dtype: torch.dtype, **options: Any) -> tuple[Tensor, ...]:
+    """Of the sum over all targets, in x, y and w."""
+    x, y, w = (t.to(dtype).requires_grad_() for t in normal(10))
+    return torch.autograd.grad(kernel_sum(x, y, w, kernel, **options).sum(), (x, y, w))
+
+
+def ranked(xi: Tensor) -> Tensor:
+    """The gradient of the sliced energy sum in y, exact by ranks (2 to 3 s)."""
+    x, y, w = (t.double().numpy() for t in normal(10))
+    slope = np.zeros_like(y)
+    for direction in xi.numpy():
+        t, u = np.sort(direction @ x), direction @ y
+        below = np.searchsorted(t, u, "left") + np.searchsorted(t, u, "right")
+        slope -= direction[:, None] * (below / len(w) - 1)
+    return torch.from_numpy(slope * (slice_constant(10) / len(xi)))
+
+
+@pytest.mark.parametrize(("kernel", "limit"), [("gauss", 1e-3), ("energy", 5e-3)])
 def test_gradients_at_640_slices(kernel: str, limit: float, show: Show) -> None:
-    """Five times the threshold of the value, for the sum over all targets."""
+    """The sheet asks for five times the threshold of the value: 1e-3 and 2.5e-3.
 
-    def gradients(dtype: torch.dtype, method: Any) -> tuple[Tensor, ...]:
-        x, y, w = (t.to(dtype).requires_grad_() for t in normal(10))
-        value = kernel_sum(x, y, w, kernel, method=method, slices=640)
-        return torch.autograd.grad(value.sum(), (x, y, w))
-
-    pairs = zip(
-        gradients(torch.float32, "sliced"), gradients(torch.float64, "dense"), strict=True
-    )
-    errors = [apart(found, right) for found, right in pairs]
+    For the energy kernel these directions cannot reach that: the same slices, summed exactly by
+    ranks, are 2.5e-3 away from the dense gradient too. The sums must add nothing to it.
+    """
+    right = gradients(kernel, torch.float64, method="dense")
+    found = gradients(kernel, torch.float32, method="sliced", slices=640)
+    errors = [apart(*pair) for pair in zip(found, right, strict=True)]
     show(
         f"{kernel}, d = 10, gradients in x, y, w: "
-        + ", ".join(f"{error:.1e}" for error in errors)
-        + f" (< {5 * limit:.1e})"
+        + ", ".join(f"{error:.2e}" for error in errors)
+        + f" (< {limit:.1e})"
     )
-    assert max(errors) < 5 * limit
+    assert max(errors) < limit
+    if kernel == "energy":
+        xi = directions(640, 10, torch.Generator().manual_seed(0), dtype=torch.float64)
+        exact = apart(ranked(xi), right[1])
+        show(f"the same slices summed exactly: {exact:.2e}; ours {errors[1]:.2e} (at most 1.05 x)")
+        assert errors[1] < 1.05 * exact
 
 
 def test_rate_of_iid_slices(show: Show) -> None:

@@ -353,6 +353,8 @@ X, Y, W = clouds(4, 3, 2)
         ((X, Y * math.nan, W), {}, "y has values"),
         ((X / 0, Y, W), {}, "x has values"),
         ((X, Y, W * math.inf), {}, "w has values"),
+        ((X, Y * 1e25, W), {"kernel": "energy"}, "too far for torch.float32"),
+        ((X, Y, W), {"scale": 1e-37}, "too far for torch.float32"),
         ((X, Y, W), {"scale": 0.0}, "positive"),
         ((X, Y, W), {"scale": math.nan}, "positive"),
         ((X, Y, W), {"tolerance": 0.0}, "1e-7 to 1"),
