@@ -11,12 +11,16 @@ from napari_invprior.transport.kernels import Kernel
 
 ROWS, COLUMNS = 256, 1024
 """Sources and targets of one block: its distances take 1 MB in single precision."""
+MOST = 0.9
+"""Share of a block whose rounding is taken for no distance; far points must not count."""
 FEW_DIMENSIONS = 4
 """Up to here distances come from differences: no slower, and exact for close points."""
 
 
 class DenseSums:
     """``s_m = sum_n w_n K(x_n, y_m)`` of points (d, N) and (d, M), in units of the scale.
+
+    Points should lie about the origin: ``|x|^2 - 2 x.y + |y|^2`` loses digits elsewhere.
 
     Examples
     --------
@@ -52,10 +56,9 @@ class DenseSums:
 
 def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Squared distances (n, m), overwritten by the next block; 0 where rounding hides them."""
-    centre = y.mean(1, keepdim=True)
-    x, y = x - centre, y - centre
     x_squares, y_squares = x.square().sum(0), y.square().sum(0)
-    hidden = 4 * torch.finfo(x.dtype).eps * float(x_squares.max() + y_squares.max())
+    rounding = 4 * torch.finfo(x.dtype).eps
+    x_typical = [float(part.quantile(MOST)) for part in x_squares.split(ROWS)]
     # rows (-2 x, |x|^2, 1) times columns (y, 1, |y|^2)
     left = torch.cat([-2 * x, x_squares[None], torch.ones_like(x_squares)[None]]).T.contiguous()
     right = torch.cat([y, torch.ones_like(y_squares)[None], y_squares[None]])
@@ -63,15 +66,16 @@ def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     for start in range(0, y.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
         block = right[:, columns].contiguous()
-        for first in range(0, x.shape[1], ROWS):
-            rows = slice(first, first + ROWS)
+        y_typical = float(y_squares[columns].quantile(MOST))
+        for number, typical in enumerate(x_typical):
+            rows = slice(number * ROWS, (number + 1) * ROWS)
             some = left[rows]
             squared = buffer[: len(some) * block.shape[1]].view(len(some), -1)
             if len(x) <= FEW_DIMENSIONS:
                 _differences(x[:, rows], y[:, columns], squared)
             else:
                 torch.mm(some, block, out=squared)
-                torch.threshold_(squared, hidden, 0.0)
+                torch.threshold_(squared, rounding * (typical + y_typical), 0.0)
             yield rows, columns, squared
 
 

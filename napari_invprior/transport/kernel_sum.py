@@ -25,7 +25,7 @@ from napari_invprior.transport.slicing import DirectionKind
 Method = Literal["auto", "dense", "sliced"]
 
 MEDIAN_POINTS = 400
-"""Points of each cloud that the median distance is taken over."""
+"""Points of each cloud that medians are taken over."""
 MOST_SLICES = 1_000_000
 FIXED_ACCURACY = 1e-5
 """Of the sums on the line, where the number of slices is given."""
@@ -191,11 +191,16 @@ def _scale(kernel: Kernel, scale: float | None, x: Tensor, y: Tensor) -> float:
 
 
 def _centre(points: Tensor) -> Tensor:
-    """About the mean (d, 1), rounded: grids stay where they are while points move a little."""
-    mean = points.mean(1, keepdim=True)
-    extent = float((points - mean).abs().max())
-    step = 2.0 ** (math.floor(math.log2(extent)) - 3) if extent > 0 else 1.0
-    return (mean / step).round_().mul_(step)
+    """Middle of the cloud (d, 1), rounded: grids stay where they are while points move a little.
+
+    Medians of some of the points: where far ones drew the middle away, the others would lose
+    digits.
+    """
+    some = points[:, :: -(-points.shape[1] // MEDIAN_POINTS)]
+    middle = some.median(1, keepdim=True).values
+    extent = float((some - middle).abs().median(1).values.max())
+    step = 2.0 ** (math.floor(math.log2(extent)) - 2) if extent > 0 else 1.0
+    return (middle / step).round_().mul_(step)
 
 
 def _check(x: Tensor, y: Tensor, w: Tensor) -> None:

@@ -108,6 +108,8 @@ def fixed(
     Sliced or None
         None where the limit is exceeded.
     """
+    if count * problem.least_slice_cost() + ROUND > limit:
+        return None
     xi = directions(count, problem.dim, generator, kind).to(problem.x)
     line = line_sums(*problem, xi, accuracy)
     if len(xi) * problem.slice_cost(line) + ROUND > limit:

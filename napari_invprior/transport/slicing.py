@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 from scipy.special import ndtri
-from scipy.stats import qmc
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput, nearest
@@ -108,6 +107,8 @@ def _orthogonal(count: int, dim: int, generator: torch.Generator) -> Tensor:
 
 
 def _sobol(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    from scipy.stats import qmc  # takes half a second to import
+
     seed = int(torch.randint(2**31, (1,), generator=generator))
     sequence = qmc.Sobol(dim, seed=np.random.default_rng(seed))
     uniform = sequence.random_base2(math.ceil(math.log2(count)))[:count]

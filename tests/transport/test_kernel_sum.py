@@ -109,6 +109,15 @@ def test_dense_sums_are_those_of_a_loop(kernel: Kernel, d: int) -> None:
     assert apart(found, looped(kernel, x, y, w, scale_of(kernel) or 1)) < 2e-6
 
 
+def test_far_points_leave_the_others_as_they_are() -> None:
+    x, y, w = clouds(400, 50, 7)
+    x[:, :9] = 1e4
+    y[:, :3] = -1e4
+    right = kernel_sum(x.double(), y.double(), w.double(), "laplace", scale=1.7, method="dense")
+    found = kernel_sum(x, y, w, "laplace", scale=1.7, method="dense")
+    assert apart(found[3:], right[3:]) < 1e-3
+
+
 @settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(0, 3))
 def test_any_shape(n: int, m: int, d: int, sets: int) -> None:
@@ -263,6 +272,14 @@ def test_ties_count_half_to_either_side(dtype: torch.dtype) -> None:
     assert slope.tolist() == [[-5, 9, -15]]
 
 
+def test_both_zeros_are_one_value() -> None:
+    x, y = torch.tensor([[0.0, 1.0]]), torch.tensor([[-0.0]])
+    for sources in (x, -x):
+        _, slope = SortedSums(1).sums(sources, torch.ones(1, 2), y, slopes=True)
+        assert slope is not None
+        assert abs(float(slope)) == 1
+
+
 def test_a_second_derivative_is_refused() -> None:
     x, y, w = clouds(5, 4)
     x.requires_grad_()
@@ -289,6 +306,20 @@ def test_a_tighter_tolerance_takes_more_slices() -> None:
     )
     assert loose.slices < tight.slices
     assert tight.error <= 2e-3
+
+
+def test_the_estimate_of_independent_sets_is_neither_too_small_nor_too_large() -> None:
+    x, y, w = clouds(500, 500, 4)
+    right = kernel_sum(x, y, w, "gauss", method="dense").double()
+    runs = [
+        kernel_sum_with_error(
+            x, y, w, "gauss", method="sliced", tolerance=2e-3,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in range(8)
+    ]
+    true = np.mean([apart(run.value, right) for run in runs])
+    assert 0.5 < np.mean([run.error for run in runs]) / true < 2.5
 
 
 def test_an_outlier_does_not_spoil_the_energy_kernel() -> None:
