@@ -14,8 +14,9 @@ from napari_invprior.transport.sorted_sums import SortedSums
 
 GROUPS = 8
 """Parts of the slices whose spread tells the error of their mean."""
-BLOCK_NUMBERS = 2**19
-"""Projections and nodes in one block of slices: few calls, and still near the inner cache."""
+BLOCK_NUMBERS = 2**17
+"""Projections and nodes in one block of slices: few calls, but small arrays, for memory that goes
+back to the system in between costs more than the sums."""
 PROJECTED = 16
 """Directions in one product; fewer at a time are slow, for more the buffer would be large."""
 TRIED = 2

@@ -78,8 +78,11 @@ def test_the_automatic_choice_is_never_much_slower(kernel: str, d: int, capsys: 
         scale = math.sqrt(2 * d) if kernel == "gauss" else None
 
         run = partial(kernel_sum, x, y, w, kernel, scale=scale)
-        repeats = 3 if n > 5000 else 7
-        times = {m: best(partial(run, method=m), repeats) for m in ("auto", "dense", "sliced")}
+        times = dict.fromkeys(("dense", "sliced", "auto"), math.inf)
+        for turn in range(8):  # by turns: the machine is not equally fast all the time
+            for m in times:
+                if m != "dense" or n <= 5000 or turn < 2:
+                    times[m] = min(times[m], best(partial(run, method=m), 1))
         chosen = kernel_sum_with_error(x, y, w, kernel, scale=scale)
         ratios.append(times["auto"] / min(times["dense"], times["sliced"]))
         with capsys.disabled():
