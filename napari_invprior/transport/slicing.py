@@ -10,10 +10,18 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
-DirectionKind = Literal["auto", "iid", "orthogonal"]
+from napari_invprior.errors import InvalidInput, nearest
+from napari_invprior.transport.distance_directions import MOST_AT_ONCE, distance_directions
+
+DirectionKind = Literal["auto", "iid", "orthogonal", "sobol", "distance"]
+
+DISTANCE_DIMENSIONS = 100
+"""Above, well-spread directions gain little over orthogonal ones."""
 
 
 def slice_constant(dim: int, exponent: float = 1.0) -> float:
@@ -23,13 +31,11 @@ def slice_constant(dim: int, exponent: float = 1.0) -> float:
 
     Examples
     --------
-    >>> round(slice_constant(2), 6), slice_constant(3), slice_constant(1)
+    >>> round(slice_constant(2), 6), round(slice_constant(3), 6), slice_constant(1)
     (1.570796, 2.0, 1.0)
     """
-    d, q = dim, exponent
-    return math.exp(
-        math.lgamma((d + q) / 2) - math.lgamma(d / 2) - math.lgamma((q + 1) / 2)
-    ) * math.sqrt(math.pi)
+    power = math.lgamma((dim + exponent) / 2) - math.lgamma((1 + exponent) / 2)
+    return math.exp(power - (math.lgamma(dim / 2) - math.lgamma(0.5)))  # exactly 1 on the line
 
 
 def directions(
@@ -52,7 +58,14 @@ def directions(
         Source of randomness (CPU).
     kind : str
         ``"iid"``: independent; ``"orthogonal"``: random orthonormal bases, one after the other;
-        ``"auto"``: the best known for the dimension.
+        ``"sobol"``: a scrambled low-discrepancy sequence; ``"distance"``: as far apart as can be,
+        turned at random (found at first use, in a second or two); ``"auto"``: the best known for
+        the dimension and the count.
+
+    Raises
+    ------
+    InvalidInput
+        For no directions, and for unknown kinds.
 
     Examples
     --------
@@ -60,12 +73,21 @@ def directions(
     >>> torch.allclose(xi[:3] @ xi[:3].T, torch.eye(3, dtype=torch.float64))
     True
     """
+    if count < 1 or dim < 1:
+        raise InvalidInput(f"{count} directions in {dim} dimensions: both must be 1 or more")
+    if kind == "auto":
+        # up to one basis nothing is further apart than orthogonal directions
+        kind = "distance" if count > dim and dim <= DISTANCE_DIMENSIONS else "orthogonal"
+    if kind not in _KINDS:
+        known = ("auto", *_KINDS)
+        raise InvalidInput(
+            f"no directions {kind!r}{nearest(kind, known)}; choose one of {', '.join(known)}"
+        )
     if dim == 1:
         return torch.ones((1, 1), dtype=dtype)
     if dim == 2 and kind != "iid":
         return _equidistant(count, generator).to(dtype)
-    draw = _KINDS["orthogonal" if kind == "auto" else kind]
-    return draw(count, dim, generator).to(dtype)
+    return _KINDS[kind](count, dim, generator).to(dtype)
 
 
 def _equidistant(count: int, generator: torch.Generator) -> Tensor:
@@ -81,13 +103,35 @@ def _iid(count: int, dim: int, generator: torch.Generator) -> Tensor:
 
 
 def _orthogonal(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    blocks = -(-count // dim)
-    normal = torch.randn((blocks, dim, dim), generator=generator, dtype=torch.float64)
+    return _rotations(-(-count // dim), dim, generator).mT.reshape(-1, dim)[:count]
+
+
+def _sobol(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    from scipy.stats import qmc  # takes half a second to import
+
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    sequence = qmc.Sobol(dim, seed=np.random.default_rng(seed))
+    uniform = sequence.random_base2(math.ceil(math.log2(count)))[:count]
+    normal = torch.from_numpy(ndtri(uniform.clip(1e-9, 1 - 1e-9)))
+    return torch.nn.functional.normalize(normal, dim=1)
+
+
+def _distance(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Sets of at most `MOST_AT_ONCE`, each turned on its own."""
+    sizes = [len(part) for part in torch.arange(count).split(MOST_AT_ONCE)]
+    turns = _rotations(len(sizes), dim, generator)
+    return torch.cat(
+        [distance_directions(n, dim) @ turn for n, turn in zip(sizes, turns, strict=True)]
+    )
+
+
+def _rotations(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Orthogonal matrices (count, dim, dim), uniform over all of them."""
+    normal = torch.randn((count, dim, dim), generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(normal)
-    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # uniform over all rotations
-    return q.mT.reshape(-1, dim)[:count]
+    return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
 
 
 _KINDS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
-    "iid": _iid, "orthogonal": _orthogonal,
+    "iid": _iid, "orthogonal": _orthogonal, "sobol": _sobol, "distance": _distance,
 }
