@@ -48,16 +48,19 @@ def sorted_rows(x: Tensor) -> Tensor:
 
 
 def argsort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of (P, N) in ascending order, and the columns (P, N) that they come from."""
+    """The rows of (P, N) in ascending order, and the columns (P, N) that they come from.
+
+    Equal values keep their order.
+    """
     if x.dtype == torch.float32 and _on_host(x):
         keys = np.empty(tuple(x.shape), np.int64)
         _pack(x, np.arange(x.shape[1], dtype=np.int32), keys)
         keys.sort(axis=1)
         return _unpack(keys)
     if not _on_host(x):
-        values, columns = x.sort(1)
+        values, columns = x.sort(1, stable=True)
         return values, columns
-    order = torch.from_numpy(np.argsort(x.detach().numpy(), axis=1))
+    order = torch.from_numpy(np.argsort(x.detach().numpy(), axis=1, kind="stable"))
     return x.gather(1, order), order
 
 

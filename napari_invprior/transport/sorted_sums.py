@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from napari_invprior.numerics.sorting import argsort_rows
 from napari_invprior.transport.slicing import slice_constant
 
 
@@ -32,9 +32,9 @@ class SortedSums:
     def sums(
         self, sources: Tensor, weights: Tensor, targets: Tensor, slopes: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        joint = torch.cat([sources, targets], 1)
-        order = _argsort(joint)
-        at = joint.gather(1, order).double()
+        joint = torch.cat([sources, targets], 1).add_(0.0)  # adding 0 makes -0 and 0 equal
+        at, order = argsort_rows(joint)
+        at = at.double()
         mass = torch.cat([weights, weights.new_zeros((len(weights), targets.shape[1]))], 1)
         sorted_mass = mass.T[order].permute(0, 2, 1).double()
         below = sorted_mass.cumsum(2)
@@ -61,15 +61,3 @@ def _before_ties(at: Tensor, exclusive: Tensor, below: Tensor) -> Tensor:
     number = torch.arange(at.shape[1], device=at.device)
     first = torch.where(torch.nn.functional.pad(same, (1, 0)), 0, number).cummax(1).values
     return exclusive.gather(2, first[:, None].expand_as(below))
-
-
-def _argsort(values: Tensor) -> Tensor:
-    """Stable order of each row."""
-    if values.device.type != "cpu" or values.dtype != torch.float32:
-        return values.sort(dim=1, stable=True).indices
-    # NumPy sorts whole keys in vector registers: bits in the order of the numbers, then the index.
-    bits = (values + 0.0).view(torch.int32)  # adding 0 makes -0 and 0 equal
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (ordered.long() << 32) | torch.arange(values.shape[1])
-    found: Tensor = torch.from_numpy(np.sort(keys.numpy(), axis=1))
-    return found & 0xFFFFFFFF
