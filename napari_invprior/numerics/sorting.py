@@ -58,7 +58,7 @@ def argsort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         keys.sort(axis=1)
         return _unpack(keys)
     if not _on_host(x):
-        values, columns = x.sort(1, stable=True)
+        values, columns = x.sort(dim=1, stable=True)
         return values, columns
     order = torch.from_numpy(np.argsort(x.detach().numpy(), axis=1, kind="stable"))
     return x.gather(1, order), order
