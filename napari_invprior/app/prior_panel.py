@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,19 @@ class PriorPanel(Section):
         self._describe()
         self.changed.emit()
 
+    @property
+    def learns(self) -> bool:
+        """Whether the chosen prior must be trained."""
+        return bool(self.chooser.method.needs_references)
+
+    def _ready_made(self) -> None:
+        """A prior that learns nothing is in hand as soon as it is chosen."""
+        if self.learns or self.matches(self.chooser.ndim):
+            return
+        with contextlib.suppress(InvalidInput):  # a form with a fault
+            made = self.chooser.method.cls(self.chooser.form.value(), ndim=self.chooser.ndim)
+            self._held[self._key] = Held(made, {}, "learns nothing: ready to use")
+
     def _describe(self) -> None:
         """Say what is in hand; without a prior the workbench says what is missing."""
         held = self._held.get(self._key)
@@ -137,6 +151,7 @@ class PriorPanel(Section):
     def forget(self) -> None:
         """Drop the prior in hand and its pictures."""
         self._held.pop(self._key, None)
+        self._ready_made()
         self._pictures.pop(self._key, None)
         self._show_pictures()
         self._describe()
@@ -162,6 +177,7 @@ class PriorPanel(Section):
             return False
 
     def _on_choice(self) -> None:
+        self._ready_made()
         if self._shown != self._key:
             self._shown = self._key
             self._show_pictures()
@@ -176,10 +192,11 @@ class PriorPanel(Section):
         self.plot.setVisible(cls.optimises)
 
     def patch(self, ndim: int, channels: int = 1) -> tuple[int, ...] | None:
-        """Patch edges of the chosen prior; None while its form is faulty."""
+        """Patch edges of the chosen prior, () for none; None while its form is faulty."""
         try:
             parameters = self.chooser.form.value()
-            return tuple(self.chooser.method.cls(parameters, ndim=ndim, channels=channels).patch)
+            made = self.chooser.method.cls(parameters, ndim=ndim, channels=channels)
+            return tuple(getattr(made, "patch", ()))
         except InvalidInput:
             return None
 

@@ -206,22 +206,23 @@ class Workbench(Dock):
         runner = self.runs.runner
         idle, training = runner.state == "idle", runner.name == TRAIN
         patch = self.prior.patch(self.data.ndim)
-        if patch is not None:
+        if patch:
             self.references.set_patch(patch)
         self.references.set_pairs("pair" in self.prior.chooser.method.inputs)
-        missing = self.references.problem() or ("" if patch else "correct the values above")
         prior, result = self.prior, self.result
+        faulty = "" if patch is not None else "correct the values above"
+        missing = self.references.problem() or faulty
         mine = runner.name == ESTIMATE and runner.state != "stopping"
         self.data.operator.set_state(idle=idle, mine=mine)
         prior.chooser.list.setEnabled(idle)  # what is learnt belongs to the prior on show
-        prior.train.setEnabled(idle and not missing)
+        prior.train.setEnabled(idle and not missing and prior.learns)
         prior.pause.setEnabled(training and runner.state in ("running", "paused"))
         prior.pause.setChecked(runner.state == "paused")
         prior.pause.setText("Resume" if runner.state == "paused" else "Pause")
         prior.suggest.setEnabled(idle and not missing and not self.data.problem())
         prior.cancel.setEnabled(runner.name in (TRAIN, PROPOSE) and runner.state != "stopping")
-        prior.restart.setEnabled(idle and prior.prior is not None)
-        prior.save.setEnabled(idle and prior.fitted)
+        prior.restart.setEnabled(idle and prior.prior is not None and prior.learns)
+        prior.save.setEnabled(idle and prior.fitted and prior.learns)
         prior.load.setEnabled(idle)
         if idle and not prior.fitted and not prior.about.property("tone"):
             prior.about.say(f"To train, {missing}." if missing else "Ready: press Train.")
