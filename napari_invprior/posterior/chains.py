@@ -32,7 +32,13 @@ from napari_invprior.posterior.base import Posterior, Sampler
 from napari_invprior.posterior.diagnostics import Convergence, Traces
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.moments import Moments
-from napari_invprior.posterior.spectral import SpectralScale, measured_scale
+from napari_invprior.posterior.spectral import (
+    DIFFERENCE,
+    ROUGH_DIFFERENCE,
+    SpectralScale,
+    largest_curvature,
+    measured_scale,
+)
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.objective import Objective
 
@@ -40,12 +46,14 @@ WATCHED = 256
 """Image samples whose whole trace is kept, beside the energy."""
 JUDGED_EVERY = 100
 """Steps between two looks at convergence."""
-MAX_HALVINGS = 5
+MAX_HALVINGS = 8
 """So often the step is halved after an explosion before the job gives up."""
 RISE = 5.0
 """Nats per image sample above the first state that no posterior explains (half of one is usual)."""
 FOLLOWED = 30
 """Steps in which the potential of a prior that follows the image comes to the first one."""
+WIDEST_START = 0.1
+"""Largest standard deviation of the first states, grey."""
 COPIES = 12
 """Arrays of the size of all chains that a run holds at once."""
 
@@ -160,10 +168,10 @@ class ChainSampler(Sampler):
 
     @abstractmethod
     def _transition(
-        self, objective: Any, scale: SpectralScale, start: Tensor, states: Tensor,
-        generator: torch.Generator,
+        self, objective: Any, scale: SpectralScale, states: Tensor, generator: torch.Generator,
+        curvature: float,
     ) -> Transition:
-        """The step, adapted to the curvature at ``start``."""
+        """The step, for the largest ``curvature`` in the coordinates of ``scale``."""
 
     def sample(
         self,
@@ -220,9 +228,13 @@ class ChainSampler(Sampler):
             objective.follow(start)
         objective.freeze(start)
         scale = self._scale(objective, start, generator)
-        spread = torch.randn((chains, *start.shape[1:]), generator=generator, dtype=start.dtype)
-        states = start + scale.unwhiten(spread.to(start.device))
-        transition = self._transition(objective, scale, start, states, generator)
+        drawn = torch.randn((chains, *start.shape[1:]), generator=generator, dtype=start.dtype)
+        spread = scale.unwhiten(drawn.to(start.device))
+        states = start + spread * min(1.0, WIDEST_START / float(spread.std()))
+        curvature = largest_curvature(
+            partial(slope, objective), start, scale, generator, _difference(objective)
+        )
+        transition = self._transition(objective, scale, states, generator, curvature)
         if not self.exact_grid:
             objective.release()
         yield from _Watch(self.parameters, transition, generator).run(should_stop, time_budget_s)
@@ -230,11 +242,18 @@ class ChainSampler(Sampler):
     def _scale(
         self, objective: Any, start: Tensor, generator: torch.Generator
     ) -> SpectralScale:
-        scale = measured_scale(partial(slope, objective), start, generator)
+        scale = measured_scale(
+            partial(slope, objective), start, generator, _difference(objective)
+        )
         if self.parameters.scaling == "none":
             level = float(scale.precision.double().mean())
             return SpectralScale(torch.full_like(scale.precision, level))
         return scale
+
+
+def _difference(objective: Any) -> float:
+    """Step of finite differences: a nearest reference patch changes in jumps."""
+    return ROUGH_DIFFERENCE if isinstance(objective, SeparateObjective) else DIFFERENCE
 
 
 def slope(objective: Any, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -11,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.parameters import parameter
-from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition, slope
-from napari_invprior.posterior.spectral import SpectralScale, largest_curvature
+from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition
+from napari_invprior.posterior.spectral import SpectralScale
 from napari_invprior.registry import register
 
 ADAPTATION = 0.6
@@ -111,11 +110,10 @@ class Mala(ChainSampler):
     exact_grid = True
 
     def _transition(
-        self, objective: Any, scale: SpectralScale, start: Tensor, states: Tensor,
-        generator: torch.Generator,
+        self, objective: Any, scale: SpectralScale, states: Tensor, generator: torch.Generator,
+        curvature: float,
     ) -> Transition:
-        curvature = largest_curvature(partial(slope, objective), start, scale, generator)
-        step = 0.5 * start.numel() ** (-1 / 3) / curvature
+        step = 0.5 * states[0].numel() ** (-1 / 3) / curvature
         return MalaTransition(
             objective, scale, states, generator, step, self.parameters.acceptance
         )

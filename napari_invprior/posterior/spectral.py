@@ -17,8 +17,9 @@ from torch import Tensor
 BANDS = 24
 """Bands of frequencies whose curvature is averaged."""
 PROBES = 6
-DIFFERENCE = 1e-3
-"""Step of the finite differences, grey."""
+DIFFERENCE, ROUGH_DIFFERENCE = 1e-3, 0.02
+"""Step of the finite differences, grey; the second one where the gradient has jumps."""
+ROUNDS = 8
 FLAT = 1e-4
 """Smallest curvature as a share of the largest, so that flat directions get finite steps."""
 
@@ -70,7 +71,9 @@ def inverse_cosines(u: Tensor, ndim: int) -> Tensor:
     return torch.from_numpy(found).to(u)
 
 
-def measured_scale(gradient: Gradient, x: Tensor, generator: torch.Generator) -> SpectralScale:
+def measured_scale(
+    gradient: Gradient, x: Tensor, generator: torch.Generator, difference: float = DIFFERENCE
+) -> SpectralScale:
     """The scale that fits the curvature at an image.
 
     Parameters
@@ -81,14 +84,16 @@ def measured_scale(gradient: Gradient, x: Tensor, generator: torch.Generator) ->
         (1, C, *space).
     generator : torch.Generator
         Of the probes.
+    difference : float
+        Step of the finite differences, grey.
     """
     space = x.shape[2:]
     band = _bands(space)
     total, count = torch.zeros(BANDS, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
     for _ in range(PROBES):
         signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-        step = DIFFERENCE * inverse_cosines(signs, len(space))
-        change = (gradient(x + step) - gradient(x - step)) / (2 * DIFFERENCE)
+        step = difference * inverse_cosines(signs, len(space))
+        change = (gradient(x + step) - gradient(x - step)) / (2 * difference)
         diagonal = (signs * cosines(change, len(space))).double().cpu()
         where = band.expand(x.shape).flatten()
         total.index_add_(0, where, diagonal.flatten())
@@ -110,7 +115,8 @@ def _bands(space: torch.Size) -> Tensor:
 def _filled(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Mean curvature of each band; bands without cosines take that of their neighbours."""
     known = np.flatnonzero(count)
-    level = np.interp(np.arange(len(count)), known, total[known] / count[known])
+    # a concave band is as narrow as its curvature says, whatever the sign
+    level = np.abs(np.interp(np.arange(len(count)), known, total[known] / count[known]))
     top = level.max()
     if not top > 0:
         return np.ones_like(level)
@@ -119,18 +125,27 @@ def _filled(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def largest_curvature(
-    gradient: Gradient, x: Tensor, scale: SpectralScale, generator: torch.Generator, rounds: int = 8
+    gradient: Gradient, x: Tensor, scale: SpectralScale, generator: torch.Generator,
+    difference: float = DIFFERENCE,
 ) -> float:
-    """Largest eigenvalue of the Hessian in the coordinates of ``scale``, by power iteration."""
+    """Largest positive eigenvalue of the Hessian in the coordinates of ``scale``.
+
+    Power iterations find the largest magnitude first; shifted by it, they find the largest value.
+    Only convex directions limit a step: where a potential is a minimum of others it has concave
+    edges that are much sharper.
+    """
     v = torch.randn(x.shape, generator=generator).to(x)
-    value = 1.0
-    for _ in range(rounds):
-        step = scale.unwhiten(v / v.norm())
-        step *= DIFFERENCE * x[0].numel() ** 0.5 / step.norm()  # as large as a probe
-        size = float(scale.whiten(step).norm())
-        change = scale.gradient(gradient(x + step) - gradient(x - step)) / (2 * size)
-        value = float(change.norm())
-        if not value > 0:
-            return 1.0
-        v = change
-    return value
+    shift = value = 0.0
+    for rounds in (ROUNDS, ROUNDS):
+        for _ in range(rounds):
+            v = v / v.norm()
+            step = scale.unwhiten(v)
+            step *= difference * x[0].numel() ** 0.5 / step.norm()  # as large as a probe
+            size = float(scale.whiten(step).norm())
+            change = scale.gradient(gradient(x + step) - gradient(x - step)) / (2 * size)
+            value = float((v * change).sum())
+            v = change + shift * v
+            if not float(v.norm()) > 0:
+                return 1.0
+        shift = max(float(change.norm()), 1e-6)
+    return value if value > 0 else shift

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.parameters import parameter
-from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition, slope
-from napari_invprior.posterior.spectral import SpectralScale, largest_curvature
+from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition
+from napari_invprior.posterior.spectral import SpectralScale
 from napari_invprior.registry import register
 
 
@@ -39,19 +38,24 @@ class UlaTransition(Transition):
     ) -> None:
         super().__init__(objective, scale, states, generator)
         self.length, self.averaged = step, averaged
-        self._place, self._last = scale.whiten(states), self.noise()
+        self._last = self.noise()
+        self._begin(states)
+
+    def _begin(self, states: Tensor) -> None:
+        self.states, self._place = states, self.scale.whiten(states)
+        self._slope = self.scale.gradient(self.gradient(states))
 
     def step(self, warming_up: bool) -> None:
         fresh = self.noise()
         xi = (self._last + fresh) / 2 if self.averaged else fresh
         self._last = fresh
-        slope_here = self.scale.gradient(self.gradient(self.states))
-        self._place.add_(slope_here, alpha=-self.length).add_(xi, alpha=math.sqrt(2 * self.length))
+        self._place.add_(self._slope, alpha=-self.length).add_(xi, alpha=math.sqrt(2 * self.length))
         self.states = self.scale.unwhiten(self._place)
+        self._slope = self.scale.gradient(self.gradient(self.states))
 
     def halve(self, states: Tensor) -> float:
         self.length /= 2
-        self.states, self._place = states, self.scale.whiten(states)
+        self._begin(states)
         return self.length
 
     def facts(self) -> dict[str, float]:
@@ -80,10 +84,9 @@ class Ula(ChainSampler):
     parameters: UlaParameters
 
     def _transition(
-        self, objective: Any, scale: SpectralScale, start: Tensor, states: Tensor,
-        generator: torch.Generator,
+        self, objective: Any, scale: SpectralScale, states: Tensor, generator: torch.Generator,
+        curvature: float,
     ) -> Transition:
-        curvature = largest_curvature(partial(slope, objective), start, scale, generator)
         return UlaTransition(
             objective, scale, states, generator, self.parameters.step / curvature,
             self.parameters.noise == "averaged",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -11,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.parameters import parameter
-from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition, slope
-from napari_invprior.posterior.spectral import SpectralScale, largest_curvature
+from napari_invprior.posterior.chains import ChainParameters, ChainSampler, Transition
+from napari_invprior.posterior.spectral import SpectralScale
 from napari_invprior.registry import register
 
 
@@ -111,10 +110,9 @@ class Underdamped(ChainSampler):
     parameters: UnderdampedParameters
 
     def _transition(
-        self, objective: Any, scale: SpectralScale, start: Tensor, states: Tensor,
-        generator: torch.Generator,
+        self, objective: Any, scale: SpectralScale, states: Tensor, generator: torch.Generator,
+        curvature: float,
     ) -> Transition:
-        curvature = largest_curvature(partial(slope, objective), start, scale, generator)
         step = self.parameters.step / math.sqrt(curvature)
         return UnderdampedTransition(
             objective, scale, states, generator, step, self.parameters.friction
