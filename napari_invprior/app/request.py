@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +73,8 @@ class Request:
         image = images[observed.name] if observed is not None else None
         exact = result_grid(self.recipe["physics"], image) if image is not None else None
         for event in recipes.run(
-            recipe, arrays=images, prior=self.prior, should_stop=should_stop
+            recipe, arrays=images, prior=self.prior, should_stop=should_stop,
+            folder=samples_folder(recipe, image, exact),
         ):
             if not isinstance(event, Preview) or event.kind == "patches":
                 yield event
@@ -114,6 +119,22 @@ def _laid_out(
         preview_array(values, image, value_range), preview_geometry(space, image, geometry),
         image.rgb,
     )
+
+
+def samples_folder(
+    recipe: Any, image: Image | None, exact: tuple[tuple[int, ...], Geometry] | None
+) -> Path | None:
+    """A folder until the session ends, for samples that memory has no room for; else None."""
+    from napari_invprior.recipes.sample import fits_in_memory
+
+    if recipe.task != "sample" or image is None or exact is None:
+        return None
+    shape = (*image.array.shape[:2], *exact[0])
+    if fits_in_memory(recipe.sampler.parameters.samples, shape):
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="invprior-samples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def result_grid(

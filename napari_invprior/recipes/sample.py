@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_invprior.errors import InvalidInput
+from napari_invprior.errors import InvalidInput, OutOfMemory
 from napari_invprior.image import Image
 from napari_invprior.io.images import load
 from napari_invprior.io.sample_store import DiskStore, MemoryStore, SampleStore
 from napari_invprior.jobs import Event, Job, Message, Result, Sample, ShouldStop, forward
-from napari_invprior.memory import free_bytes, require
+from napari_invprior.memory import free_bytes
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.posterior.base import Posterior, Sampler
 from napari_invprior.posterior.calibration import calibration, exceedance, quantile_images
@@ -76,6 +76,21 @@ def sample(
     yield Result((layers, metrics))
 
 
+def fits_in_memory(capacity: int, shape: tuple[int, ...]) -> bool:
+    """Whether so many samples, each (frames, C, *space), need no folder.
+
+    Examples
+    --------
+    >>> fits_in_memory(64, (1, 1, 32, 32)), fits_in_memory(10**6, (1, 1, 4000, 4000))
+    (True, False)
+    """
+    return _bytes(capacity, shape) <= IN_MEMORY * free_bytes()
+
+
+def _bytes(capacity: int, shape: tuple[int, ...]) -> int:
+    return 4 * capacity * math.prod(shape)
+
+
 def _store(capacity: int, problem: Problem, folder: Path | None) -> SampleStore:
     """Memory where there is plenty, a folder where one was given or memory is short."""
     source = problem.observation
@@ -83,10 +98,11 @@ def _store(capacity: int, problem: Problem, folder: Path | None) -> SampleStore:
     space = problem.physics.in_shape(problem.y.shape[2:])
     shape = (*problem.y.shape[:2], *space)
     if folder is None:
-        require(
-            4 * capacity * math.prod(shape), f"{capacity} samples of {tuple(space)} px",
-            "lower samples, or give a folder to write them to", int(IN_MEMORY * free_bytes()),
-        )
+        if not fits_in_memory(capacity, shape):
+            raise OutOfMemory(
+                f"{capacity} samples of {tuple(space)} px need {_bytes(capacity, shape) / 1e9:.3g} "
+                "GB: lower samples, or give a folder to write them to"
+            )
         return MemoryStore(capacity, shape)
     return DiskStore(
         folder / "result.ome.zarr" / "samples", capacity, shape, source,
