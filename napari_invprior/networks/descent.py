@@ -1,4 +1,4 @@
-"""Adam that notices when it diverges, and that ends where the loss no longer falls."""
+"""Adam that notices when it diverges, and that ends where there is no more to gain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from napari_invprior.errors import JobError
 EXPLODED, MAX_HALVINGS = 1e3, 3
 SAFE_EVERY = 50
 """Steps between two sets of weights to roll back to."""
-WINDOW = 100
-"""Steps whose losses are averaged to see whether they fall."""
-LAST_SHARE = 0.05
-"""What is left of the rate at the end of a settling window."""
+SETTLING, LAST_SHARE = 50, 0.05
+"""In so many last steps the rate falls to this share, which averages the noise of batches out."""
+PATIENCE = 3
+"""So many judgements without a gain end the training."""
+EARLIER_SHARE = 0.05
+"""An objective that starts near its end has little to gain; this share of others counts too."""
 
 
 class GuardedAdam:
@@ -23,6 +25,8 @@ class GuardedAdam:
 
     Attributes
     ----------
+    taken : int
+        Steps on the present objective.
     factor : float
         What divergence has left of the learning rate.
 
@@ -31,7 +35,7 @@ class GuardedAdam:
     >>> from napari_invprior.networks.perceptron import Perceptron
     >>> net = Perceptron(1, 1, 0, 8, torch.Generator().manual_seed(0))
     >>> descent, x = GuardedAdam(net, 1e-2), torch.ones(1, 4)
-    >>> descent.begin(500, plateau=0.0)
+    >>> descent.begin(500)
     >>> while not descent.done:
     ...     y = net(x)
     ...     going = descent.step(float(y.detach().square().mean()), y, y.detach() / 2)
@@ -41,39 +45,38 @@ class GuardedAdam:
 
     def __init__(self, net: nn.Module, learning_rate: float) -> None:
         self.net, self.learning_rate, self.factor = net, learning_rate, 1.0
+        self._most = 0.0
         self._optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate, fused=True)
-        self.begin(1, 0.0)
+        self.begin(1)
 
-    def begin(self, iterations: int, plateau: float) -> None:
-        """Start an objective of at most so many steps; the weights and moments stay.
-
-        Parameters
-        ----------
-        plateau : float
-            The steps end after a window in which the loss fell by less than this share of what it
-            fell since the start; 0 for all steps.
-        """
-        self._iterations, self._plateau = iterations, plateau
-        self._losses: list[float] = []
-        self._end = iterations
-        self._halvings = 0
+    def begin(self, iterations: int) -> None:
+        """Start an objective of at most so many steps; the weights and moments stay."""
+        self.taken, self._end = 0, iterations
+        self._first: float | None = None
+        self._judged: list[float] = []
+        self._poor, self._halvings = 0, 0
         self._good = self._copied()
 
-    @property
-    def taken(self) -> int:
-        """Steps on the present objective."""
-        return len(self._losses)
+    def judge(self, value: float, plateau: float) -> None:
+        """Take note of a loss without noise; end soon if it gains no more.
+
+        A gain is no gain below the share ``plateau`` of all that the objective has gained so far,
+        or of a part of what an earlier one has; 0 for all steps.
+        """
+        if plateau and self._judged:
+            best = min(self._judged)
+            fallen = self._judged[0] - min(best, value)
+            self._most = max(self._most, fallen)
+            enough = plateau * max(fallen, EARLIER_SHARE * self._most)
+            self._poor = self._poor + 1 if best - value <= enough else 0
+            if self._poor == PATIENCE:
+                self._end = min(self._end, self.taken + SETTLING)
+        self._judged.append(value)
 
     @property
     def done(self) -> bool:
         """Whether the present objective has had its steps."""
         return self.taken >= self._end
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of the last window."""
-        recent = self._losses[-WINDOW:]
-        return sum(recent) / len(recent) if recent else math.nan
 
     def step(self, loss: float, output: Tensor, gradient: Tensor) -> bool:
         """One step along the gradient of the loss in the network's output; false if rolled back.
@@ -83,9 +86,9 @@ class GuardedAdam:
         JobError
             If the loss explodes for the fourth time.
         """
-        first = self._losses[0] if self._losses else loss
+        self._first = loss if self._first is None else self._first
         broken = not math.isfinite(loss) or not bool(gradient.isfinite().all())
-        if broken or loss - first > EXPLODED * max(abs(first), 1.0):
+        if broken or loss - self._first > EXPLODED * max(abs(self._first), 1.0):
             self._roll_back(loss)
             return False
         if self.taken % SAFE_EVERY == 0:
@@ -95,24 +98,13 @@ class GuardedAdam:
         for group in self._optimiser.param_groups:
             group["lr"] = self.factor * self.learning_rate * self._share()
         self._optimiser.step()
-        self._losses.append(loss)
-        if self.taken % WINDOW == 0 and self._end == self._iterations and self._is_flat():
-            self._end = min(self._iterations, self.taken + WINDOW)
+        self.taken += 1
         return True
 
     def _share(self) -> float:
-        """The rate falls over the last window, which averages the noise of the batches out."""
-        left = (self._end - self.taken) / min(WINDOW, self._end)
+        """Share of the rate."""
+        left = (self._end - self.taken) / min(SETTLING, self._end)
         return LAST_SHARE + (1 - LAST_SHARE) * min(1.0, max(0.0, left))
-
-    def _is_flat(self) -> bool:
-        means = [
-            sum(self._losses[k : k + WINDOW]) / WINDOW for k in range(0, self.taken, WINDOW)
-        ]
-        if self._plateau == 0 or len(means) < 3:
-            return False
-        fallen = max(self._losses[0], means[0]) - min(means)
-        return means[-2] - means[-1] <= self._plateau * fallen
 
     def _copied(self) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         parameters = list(self.net.parameters())

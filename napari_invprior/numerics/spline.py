@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from scipy.ndimage import spline_filter
 from torch import Tensor
+
+BLOCK = 16_384
+"""Points that are looked up together."""
 
 
 class CubicSpline:
@@ -31,32 +32,35 @@ class CubicSpline:
 
     def value_and_grad(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Values (N,) and gradients per pixel (d, N) at pixel coordinates (d, N) inside."""
+        parts = [self._block(part) for part in pixels.split(BLOCK, 1)]
+        return torch.cat([value for value, _ in parts]), torch.cat([g for _, g in parts], 1)
+
+    def _block(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         shape = self._coefficients.shape
-        sizes = torch.tensor(shape)[:, None]
-        base = pixels.floor().long().clamp_min(0).minimum(sizes - 1)
-        weights, slopes = _basis(pixels - base)
-        values, gradient = pixels.new_zeros(pixels.shape[1]), torch.zeros_like(pixels)
-        for offsets in itertools.product(range(4), repeat=len(shape)):
-            shift = torch.tensor(offsets)[:, None] - 1
-            cell = _mirrored(base + shift, sizes)
-            coefficients = self._coefficients[tuple(cell)]
-            lines = [weights[o, axis] for axis, o in enumerate(offsets)]
-            values += coefficients * torch.stack(lines).prod(0)
-            for axis, o in enumerate(offsets):
-                others = [*lines[:axis], slopes[o, axis], *lines[axis + 1 :]]
-                gradient[axis] += coefficients * torch.stack(others).prod(0)
-        return values, gradient
+        cells, lines = torch.zeros(1, dtype=torch.long), []
+        for axis, n in enumerate(shape):
+            base = pixels[axis].floor().clamp(0, n - 1)
+            lines.append(_basis(pixels[axis] - base))
+            near = _mirrored(base.long() + torch.arange(-1, 3)[:, None], n)
+            cells = cells.unsqueeze(-2) * n + near.view(*(1,) * axis, 4, -1)
+        value = self._coefficients.flatten()[cells]
+        gradient: list[Tensor] = []
+        for weights, slopes in reversed(lines):
+            gradient = [(part * weights).sum(-2) for part in gradient]
+            gradient.insert(0, (value * slopes).sum(-2))
+            value = (value * weights).sum(-2)
+        return value, torch.stack(gradient)
 
 
 def _basis(t: Tensor) -> tuple[Tensor, Tensor]:
-    """The four cubic B-splines at the fraction ``t`` (d, N) and their slopes: (4, d, N)."""
+    """The four cubic B-splines at the fraction ``t`` (N,) and their slopes: (4, N)."""
     s = 1 - t
     weights = [s**3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * s**2 + 3 * s**3, t**3]
     slopes = [-(s**2), (3 * t - 4) * t, (4 - 3 * s) * s, t**2]
     return torch.stack(weights) / 6, torch.stack(slopes) / 2
 
 
-def _mirrored(index: Tensor, sizes: Tensor) -> Tensor:
-    """Indices just outside the image mirrored at its outermost samples."""
-    last = sizes - 1
+def _mirrored(index: Tensor, n: int) -> Tensor:
+    """Indices just outside of n samples mirrored at the outermost ones."""
+    last = n - 1
     return (last - (last - index.abs()).abs()).clamp_min(0)

@@ -12,12 +12,21 @@ from napari_invprior.jobs import Message
 from napari_invprior.networks.descent import GuardedAdam
 from napari_invprior.parameters import parameter
 from napari_invprior.registry import register
-from napari_invprior.transport.neural_base import Kernel, NeuralFlow, NeuralParameters
+from napari_invprior.transport.neural_base import (
+    DIVERGED,
+    JUDGE_EVERY,
+    Kernel,
+    NeuralFlow,
+    NeuralParameters,
+    latent,
+)
 from napari_invprior.transport.riesz import Discrepancy
 from napari_invprior.transport.trajectory import Snapshot
 
-CHECK_EVERY = 20
-"""Training steps between two looks at the clock."""
+POOL = 2000
+"""Most particles that repel those of a batch."""
+REFRESH_EVERY = 5
+"""Training steps after which these are moved along; a divisor of `JUDGE_EVERY`."""
 
 
 class BackwardParameters(NeuralParameters):
@@ -49,7 +58,8 @@ class BackwardFlow(NeuralFlow):
     Examples
     --------
     >>> from napari_invprior import jobs
-    >>> flow = BackwardFlow(BackwardParameters(particles=40, final_time=0.2, iterations=50))
+    >>> short = BackwardParameters(particles=40, tau=0.1, final_time=0.2, iterations=50)
+    >>> flow = BackwardFlow(short)
     >>> movie = jobs.run(flow.run(torch.zeros(2, 1), None))
     >>> movie.points.shape, movie.sample(-1, 7).shape
     (torch.Size([3, 2, 40]), torch.Size([2, 7]))
@@ -74,7 +84,7 @@ class BackwardFlow(NeuralFlow):
             scale = tau ** (1 / (2 - self.parameters.r))
             kernel = dataclasses.replace(kernel.at(x), scale=scale)
             yield from self._train(kernel, adam, x, discrepancy, tau, generator)
-            before, x = x, kernel.push(x, generator)
+            before, x = x, kernel.push(x, latent(x, generator))
             time += tau
             value, _ = discrepancy.value_and_grad(x)
             yield Snapshot(time, x, value, self.law(before, kernel))
@@ -88,24 +98,30 @@ class BackwardFlow(NeuralFlow):
         tau: float,
         generator: torch.Generator,
     ) -> Iterator[Message | None]:
-        """Fit the kernel to one implicit step from particles ``x``."""
-        adam.begin(self.networks.iterations, self.parameters.plateau)
-        count = 2 * self.networks.batch
+        """Fit the kernel to one implicit step from particles ``x``.
+
+        The particles of a batch are repelled by a pool that is many times larger and is moved
+        along now and then: two batches of one size would say little on the repulsion.
+        """
+        adam.begin(self.networks.iterations)
+        pool = x[:, torch.randperm(x.shape[1], generator=generator)[:POOL]]
+        fixed, count = latent(pool, generator), self.networks.batch
         while not adam.done:
+            if adam.taken % REFRESH_EVERY == 0:
+                places = kernel.push(pool, fixed)
+            if adam.taken % JUDGE_EVERY == 0:
+                moved = 0.5 * float((places - pool).square().sum(0).mean())
+                value, _ = discrepancy.value_and_grad(places)
+                adam.judge((moved + tau * value) / kernel.scale**2, self.parameters.plateau)
+                yield None
             some = x[:, torch.randint(x.shape[1], (count,), generator=generator)]
-            output = kernel.output(some, generator)
-            places = kernel.moved(some, output.detach())
-            value, slope = discrepancy.drawn_value_and_grad(places, generator)
-            moves = places - some
+            output = kernel.output(some, latent(some, generator))
+            there = kernel.moved(some, output.detach())
+            value, slope = discrepancy.drawn_value_and_grad(there, places, generator)
+            moves = there - some
             loss = 0.5 * float(moves.square().sum(0).mean()) + tau * value
             gradient = (moves + tau * slope) / count
             # in units of the step, or Adam would take the gradient of a tiny one for zero
             unit = kernel.scale if kernel.residual else kernel.scale**2 / kernel.spread
-            good = adam.step(loss / kernel.scale**2, output, (gradient / unit).float())
-            if not good:
-                yield Message(
-                    "training diverged: back to the last good weights with half the step",
-                    "warning",
-                )
-            elif adam.taken % CHECK_EVERY == 0:
-                yield None
+            if not adam.step(loss / kernel.scale**2, output, (gradient / unit).float()):
+                yield DIVERGED

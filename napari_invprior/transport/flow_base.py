@@ -55,7 +55,9 @@ class FlowParameters(Declaration):
         1.0, "Power of the distance in the kernel -|x - y|^r.", ge=0.05, le=1.95
     )
     tau: float | None = parameter(
-        None, "Length of a step; empty is 0.1 for preset fast.", unit="time", gt=0, le=1e6
+        None,
+        "Length of a step; empty is, for preset fast, 0.1 for particles and 0.5 for networks.",
+        unit="time", gt=0, le=1e6,
     )
     final_time: float | None = parameter(
         None, "Where the flow ends; empty is 20 for preset fast.", unit="time", gt=0, le=1e9

@@ -12,13 +12,19 @@ from napari_invprior.jobs import Message
 from napari_invprior.networks.descent import GuardedAdam
 from napari_invprior.registry import register
 from napari_invprior.transport.directional import DirectionalDerivative
-from napari_invprior.transport.neural_base import Kernel, NeuralFlow, NeuralParameters
+from napari_invprior.transport.neural_base import (
+    DIVERGED,
+    JUDGE_EVERY,
+    Kernel,
+    NeuralFlow,
+    NeuralParameters,
+    latent,
+)
 from napari_invprior.transport.riesz import Discrepancy
 from napari_invprior.transport.trajectory import Snapshot
 
 SOFTENING = 0.01
 """Added to the norm of the velocities, so that the slope is bounded where they vanish."""
-CHECK_EVERY = 20
 
 
 class ForwardParameters(NeuralParameters):
@@ -45,7 +51,7 @@ class ForwardFlow(NeuralFlow):
     Examples
     --------
     >>> from napari_invprior import jobs
-    >>> flow = ForwardFlow(ForwardParameters(particles=40, final_time=0.2, iterations=50))
+    >>> flow = ForwardFlow(ForwardParameters(particles=40, tau=0.1, final_time=0.2, iterations=50))
     >>> movie = jobs.run(flow.run(torch.zeros(2, 1), None))
     >>> movie.points.shape, bool(movie.discrepancy[-1] < 0)
     (torch.Size([3, 2, 40]), True)
@@ -69,9 +75,11 @@ class ForwardFlow(NeuralFlow):
         for tau in steps:
             kernel = kernel.at(x)
             yield from self._train(kernel, adam, derivative, generator)
-            scale = tau * steepness(derivative, kernel, generator)
+            z = latent(x, generator)
+            value, norm = slope_along(derivative, kernel, z)
+            scale = tau * max(-value, 0.0) / max(norm**2, 1e-30)
             kernel = dataclasses.replace(kernel, scale=scale)
-            before, x = x, kernel.push(x, generator)
+            before, x = x, kernel.push(x, z)
             time += tau
             derivative = DirectionalDerivative(discrepancy, x)
             yield Snapshot(time, x, derivative.start, self.law(before, kernel))
@@ -84,30 +92,30 @@ class ForwardFlow(NeuralFlow):
         generator: torch.Generator,
     ) -> Iterator[Message | None]:
         """Fit the velocities to the steepest descent."""
-        adam.begin(self.networks.iterations, self.parameters.plateau)
+        adam.begin(self.networks.iterations)
         x, count = derivative.x, self.networks.batch
+        fixed = latent(x, generator)
         while not adam.done:
+            if adam.taken % JUDGE_EVERY == 0:
+                value, norm = slope_along(derivative, kernel, fixed)
+                adam.judge(value / (norm + SOFTENING), self.parameters.plateau)
+                yield None
             columns = torch.randint(x.shape[1], (count,), generator=generator)
-            output = kernel.output(x[:, columns], generator)
+            some = x[:, columns]
+            output = kernel.output(some, latent(some, generator))
             v = output.detach().double()
             value, slope = derivative.value_and_grad(v, columns)
             norm = float(v.square().sum(0).mean()) ** 0.5
             soft = norm + SOFTENING
             gradient = slope / soft - v * (value / (soft**2 * max(norm, 1e-12) * count))
             if not adam.step(value / soft, output, gradient.float()):
-                yield Message(
-                    "training diverged: back to the last good weights with half the step",
-                    "warning",
-                )
-            elif adam.taken % CHECK_EVERY == 0:
-                yield None
+                yield DIVERGED
 
 
 @torch.no_grad()
-def steepness(
-    derivative: DirectionalDerivative, kernel: Kernel, generator: torch.Generator
-) -> float:
-    """``max(-DF(v), 0) / |v|^2`` with the velocities of all particles."""
-    v = kernel.output(derivative.x, generator).double()
-    value, _ = derivative.value_and_grad(v)
-    return max(-value, 0.0) / max(float(v.square().sum(0).mean()), 1e-30)
+def slope_along(
+    derivative: DirectionalDerivative, kernel: Kernel, z: Tensor
+) -> tuple[float, float]:
+    """``DF(v)`` and ``|v|`` for the velocities of all particles."""
+    v = kernel.output(derivative.x, z).double()
+    return derivative.value_and_grad(v)[0], float(v.square().sum(0).mean()) ** 0.5

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_invprior.jobs import Message
 from napari_invprior.networks.perceptron import Perceptron
 from napari_invprior.parameters import overlaid, parameter
-from napari_invprior.transport.flow_base import Flow, FlowParameters
+from napari_invprior.transport.flow_base import PRESETS, Flow, FlowParameters, Plan
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Networks:
     iterations: int
     batch: int
 
+
+JUDGE_EVERY = 25
+"""Training steps between two judgements."""
+DIVERGED = Message("training diverged: back to the last good weights, half the step", "warning")
+
+CLOCKS = PRESETS | {"fast": Plan(0.5, 20.0, 2000)}
+"""A step costs a training here: the fast preset takes longer ones."""
 
 NETWORKS: dict[str, Networks] = {
     "fast": Networks(1, 64, 2000, 128),
@@ -45,8 +53,8 @@ class NeuralParameters(FlowParameters):
         ge=1, le=1_000_000,
     )
     plateau: float = parameter(
-        0.02,
-        "Train no longer when the loss falls by less than this share in 100 steps; 0 for never.",
+        0.003,
+        "Train no longer when 25 steps gain less than this share of all gained; 0 for never.",
         ge=0, lt=1, advanced=True,
     )
     hidden_layers: int | None = parameter(
@@ -57,6 +65,9 @@ class NeuralParameters(FlowParameters):
         None, "Particles in each training step.", ge=2, le=100_000, advanced=True
     )
     learning_rate: float = parameter(1e-3, "Step of Adam.", gt=0, le=0.1, advanced=True)
+
+    def clock(self) -> Plan:
+        return overlaid(CLOCKS[self.preset], self)
 
     def networks(self) -> Networks:
         """The preset with every field that is given."""
@@ -91,9 +102,8 @@ class Kernel:
         spread = float((x - centre).square().sum(0).mean()) ** 0.5
         return dataclasses.replace(self, centre=centre, spread=spread or 1.0)
 
-    def output(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What the network says on points (d, N) with fresh latent vectors."""
-        z = torch.randn(x.shape, generator=generator)
+    def output(self, x: Tensor, z: Tensor) -> Tensor:
+        """What the network says on points (d, N) with latent vectors (d, N)."""
         seen = ((x - self.centre) / self.spread).float()
         answer: Tensor = self.net(torch.cat([seen, z]))
         return answer
@@ -104,9 +114,14 @@ class Kernel:
         return x + self.scale * output if self.residual else self.centre + self.spread * output
 
     @torch.no_grad()
-    def push(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def push(self, x: Tensor, z: Tensor) -> Tensor:
         """Move points (d, N)."""
-        return self.moved(x, self.output(x, generator))
+        return self.moved(x, self.output(x, z))
+
+
+def latent(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors, one for each point (d, N)."""
+    return torch.randn(x.shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,8 @@ class PushedLaw:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         some = torch.randint(self.source.shape[1], (count,), generator=generator)
-        return self.kernel.push(self.source[:, some].double(), generator).float()
+        source = self.source[:, some].double()
+        return self.kernel.push(source, latent(source, generator)).float()
 
 
 class NeuralFlow(Flow):

@@ -197,19 +197,21 @@ class Discrepancy:
             gradient += pull
         return value, gradient
 
-    def drawn_value_and_grad(self, x: Tensor, generator: torch.Generator) -> tuple[float, Tensor]:
-        """The same, estimated without bias from points (d, 2n) drawn independently of a law.
+    def drawn_value_and_grad(
+        self, x: Tensor, others: Tensor, generator: torch.Generator
+    ) -> tuple[float, Tensor]:
+        """The same, estimated without bias from two independent draws of a law.
 
-        Each half repels the other only: a set that repels itself has pairs of distance zero.
+        Parameters
+        ----------
+        x, others : Tensor
+            (d, n) and (d, m): the first are repelled by the second. Points that repel each other
+            would count pairs of distance zero.
         """
-        half = x.shape[1] // 2
-        first, second = x[:, :half], x[:, half:]
-        near, push = mean_power(first, second, self.exponent)
-        back = mean_power(second, first, self.exponent)[1]
-        value, gradient = -float(near.mean()) / 2, -torch.cat([push, back], 1)
+        near, push = mean_power(x, others, self.exponent)
+        value, gradient = -float(near.mean()) / 2, -push
         if self.target is not None:
-            some = self.target.drawn(half, generator)
-            far, pull = some.potential(x, self.exponent)
+            far, pull = self.target.drawn(others.shape[1], generator).potential(x, self.exponent)
             value += float(far.mean()) - self._constant
             gradient += pull
         return value, gradient
