@@ -18,6 +18,8 @@ PATIENCE = 3
 """So many judgements without a gain end the training."""
 EARLIER_SHARE = 0.05
 """An objective that starts near its end has little to gain; this share of others counts too."""
+COLD_SHARE = 0.05
+"""Plateau of the first objective over that of the others: its first gains are large for nothing."""
 
 
 class GuardedAdam:
@@ -51,6 +53,7 @@ class GuardedAdam:
 
     def begin(self, iterations: int) -> None:
         """Start an objective of at most so many steps; the weights and moments stay."""
+        self._cold = self._most == 0
         self.taken, self._end = 0, iterations
         self._first: float | None = None
         self._judged: list[float] = []
@@ -61,8 +64,10 @@ class GuardedAdam:
         """Take note of a loss without noise; end soon if it gains no more.
 
         A gain is no gain below the share ``plateau`` of all that the objective has gained so far,
-        or of a part of what an earlier one has; 0 for all steps.
+        or of a part of what an earlier one has; 0 for all steps. The first objective, which starts
+        from random weights, has to settle more thoroughly.
         """
+        plateau *= COLD_SHARE if self._cold else 1.0
         if plateau and self._judged:
             best = min(self._judged)
             fallen = self._judged[0] - min(best, value)

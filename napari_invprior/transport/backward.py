@@ -27,6 +27,8 @@ POOL = 2000
 """Most particles that repel those of a batch."""
 REFRESH_EVERY = 5
 """Training steps after which these are moved along; a divisor of `JUDGE_EVERY`."""
+SLOW = 0.5
+"""Speed, in units of the moves, below which the unit shrinks by the same factor."""
 
 
 class BackwardParameters(NeuralParameters):
@@ -53,7 +55,8 @@ class BackwardFlow(NeuralFlow):
 
     Each step minimises ``E|x - T(x, z)|^2 / 2 + tau F(law of T(x, z))``. The network goes on from
     step to step. Its moves are measured in ``tau^(1 / (2 - r))``, the length that a step has by
-    nature, so that what it has learnt for one step is nearly right for the next.
+    nature, so that what it has learnt for one step is nearly right for the next; as the flow
+    slows down the unit shrinks with it, or Adam's steps would be longer than the moves.
 
     Examples
     --------
@@ -78,16 +81,20 @@ class BackwardFlow(NeuralFlow):
     ) -> Iterator[Snapshot | Message | None]:
         kernel = self.fresh_kernel(x, generator, self.parameters.residual)
         adam = GuardedAdam(kernel.net, self.parameters.learning_rate)
-        time = 0.0
+        time, slowed = 0.0, 1.0
         yield Snapshot(time, x, discrepancy.value_and_grad(x)[0])
         for tau in steps:
-            scale = tau ** (1 / (2 - self.parameters.r))
-            kernel = dataclasses.replace(kernel.at(x), scale=scale)
+            natural = tau ** (1 / (2 - self.parameters.r))
+            kernel = dataclasses.replace(kernel.at(x), scale=slowed * natural)
             yield from self._train(kernel, adam, x, discrepancy, tau, generator)
             before, x = x, kernel.push(x, latent(x, generator))
             time += tau
             value, _ = discrepancy.value_and_grad(x)
             yield Snapshot(time, x, value, self.law(before, kernel))
+            speed = float((x - before).square().sum(0).mean()) ** 0.5 / kernel.scale
+            if kernel.residual and speed < SLOW:
+                slowed *= SLOW
+                kernel.net.rescale(1 / SLOW)
 
     def _train(
         self,
@@ -112,7 +119,7 @@ class BackwardFlow(NeuralFlow):
             if adam.taken % JUDGE_EVERY == 0:
                 moved = 0.5 * float((places - pool).square().sum(0).mean())
                 value, _ = discrepancy.value_and_grad(places)
-                adam.judge((moved + tau * value) / kernel.scale**2, self.parameters.plateau)
+                adam.judge(moved / tau + value, self.parameters.plateau)
                 yield None
             some = x[:, torch.randint(x.shape[1], (count,), generator=generator)]
             output = kernel.output(some, latent(some, generator))

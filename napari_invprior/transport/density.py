@@ -51,15 +51,10 @@ class Density:
                 "value may be negative and one must be positive; subtract the background or clip"
             )
         self.mass = mass / total
-        sizes = torch.ones(mass.ndim) if spacing is None else torch.as_tensor(spacing)
-        if sizes.shape != (mass.ndim,) or not bool((sizes > 0).all()):
-            raise InvalidInput(
-                f"spacing = {sizes.tolist()}: give {mass.ndim} positive sizes, one for each axis"
-            )
         shape = torch.tensor(mass.shape, dtype=torch.float64)
         self._middle = (shape[:, None] - 1) / 2
-        edges = shape * sizes.double()
-        self.pixel = sizes.double() / edges.max()
+        sizes = _sizes(spacing, mass.ndim)
+        self.pixel = sizes / (shape * sizes).max()
 
     @property
     def ndim(self) -> int:
@@ -153,15 +148,23 @@ def density_of(
     if high == 0 and not invert:
         raise InvalidInput("the image is 0 everywhere: it has no mass; choose another image")
     mass = high - image if invert else image
-    blurred = _blurred(mass.numpy(), blur, background, spacing)
+    blurred = _blurred(mass.numpy(), blur, background, _sizes(spacing, mass.ndim).numpy())
     return Density(torch.from_numpy(blurred), spacing)
 
 
+def _sizes(spacing: Sequence[float] | None, ndim: int) -> Tensor:
+    sizes = torch.as_tensor([1.0] * ndim if spacing is None else spacing, dtype=torch.float64)
+    if sizes.shape != (ndim,) or not bool((sizes > 0).all()):
+        raise InvalidInput(
+            f"spacing = {sizes.tolist()}: give {ndim} positive sizes, one for each axis"
+        )
+    return sizes
+
+
 def _blurred(
-    mass: np.ndarray, blur: float, background: float, spacing: Sequence[float] | None
+    mass: np.ndarray, blur: float, background: float, sizes: np.ndarray
 ) -> np.ndarray:
     """All Gaussian blurs in one cosine transform, which mirrors the image at its borders."""
-    sizes = np.ones(mass.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     longest = max(n * size for n, size in zip(mass.shape, sizes, strict=True))
     transfer = _gaussian(mass.shape, [blur] * mass.ndim)
     if background:

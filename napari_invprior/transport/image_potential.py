@@ -19,8 +19,9 @@ from napari_invprior.numerics.spline import CubicSpline
 from napari_invprior.transport.density import Density
 from napari_invprior.transport.riesz import Target
 
-MARGIN = 8
-"""Pixels around the image on which the potential is known; beyond, it goes on as a line."""
+MARGIN, GUARD = 14, 6
+"""Pixels around the image on which the potential is computed, and those of them, the outermost,
+that are not used: the spline is mirrored there. Beyond, the potential goes on as a plane."""
 _NEAR, _FINE = 2, 9
 
 
@@ -43,7 +44,7 @@ class ImagePotential(Target):
         spline, _ = self._spline(exponent)
         shape = torch.tensor(self.density.mass.shape)[:, None]
         pixels = self.density.to_pixels(x) + MARGIN
-        inside = pixels.clamp_min(1).minimum(shape - 2.0 + 2 * MARGIN)
+        inside = pixels.clamp_min(GUARD).minimum(shape - 1.0 + 2 * MARGIN - GUARD)
         values, gradient = spline.value_and_grad(inside)
         values = values + ((pixels - inside) * gradient).sum(0)
         return values.to(x), (gradient / self.density.pixel[:, None]).to(x)

@@ -25,7 +25,8 @@ JITTER = 1e-9
 FIDELITY = 0.3
 """A step is too long if the decrease differs from that promised by the slope by more than this."""
 CALM = 0.01
-"""A step that moves particles by less than this share of the whole scene cannot explode."""
+"""A step that moves particles by less than this share of the whole scene cannot explode; nor one
+of this share of the length that ``tau`` has by nature."""
 MAX_HALVINGS = 100
 
 
@@ -92,7 +93,10 @@ class Descent:
     def __init__(self, discrepancy: Discrepancy, x: Tensor, step: float) -> None:
         self.discrepancy, self.x, self.step = discrepancy, x, step
         self.value, self._gradient = discrepancy.value_and_grad(x)
-        self._scene = scene_size(x, discrepancy)
+        self._size = scene_size(x, discrepancy)
+        if discrepancy.exponent <= 1:
+            # particles swing about a point that holds them; not finer than the flow itself steps
+            self._size = max(self._size, step ** (1 / (2 - discrepancy.exponent)))
 
     def advance(self, time: float) -> Iterator[None]:
         """Go on for so long; yields after each evaluation."""
@@ -102,7 +106,8 @@ class Descent:
             x = self.x - step * self._gradient
             value, gradient = self.discrepancy.value_and_grad(x)
             yield
-            if self._accepts(value, step):
+            stuck = halvings > 0 and torch.equal(x, self.x)
+            if self._accepts(value, step) and not stuck:
                 self.x, self.value, self._gradient = x, value, gradient
                 left -= step
                 # a step that was cut short by the clock says nothing on longer ones
@@ -123,7 +128,7 @@ class Descent:
         promised = step * speed
         if abs(self.value - value - promised) <= FIDELITY * promised:
             return True
-        return step * math.sqrt(speed) <= CALM * self._scene
+        return step * math.sqrt(speed) <= CALM * self._size
 
 
 def parted(x: Tensor, generator: torch.Generator) -> Tensor:
