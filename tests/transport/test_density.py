@@ -108,7 +108,7 @@ def test_image_of_the_sheet() -> None:
 
 @SHAPES
 @pytest.mark.parametrize("r", [0.5, 1.0, 1.5])
-def test_potential_of_an_image_is_that_of_very_many_points(shape: tuple[int, ...], r: float) -> None:
+def test_potential_is_that_of_very_many_points(shape: tuple[int, ...], r: float) -> None:
     made = density(shape)
     target, y = ImagePotential(made), made.draw(30_000, seeded(1))
     x = 1.3 * made.draw(30, seeded(2))  # some of them outside

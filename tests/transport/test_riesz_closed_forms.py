@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_sphere_where_repulsion_is_strong() -> None:
 @pytest.mark.parametrize("tau", [1e-8, 0.3, 5.0])
 def test_implicit_scales_solve_their_equation(r: float, tau: float) -> None:
     scales = [0.0, *known.jko_scales([tau] * 4, r)]
-    for before, after in zip(scales[:-1], scales[1:], strict=True):
+    for before, after in pairwise(scales):
         assert after - before == pytest.approx(tau * after ** (r - 1), rel=1e-9)
 
 
