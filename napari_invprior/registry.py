@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from napari_invprior.errors import InvalidInput, nearest
 from napari_invprior.parameters import Parameters
 
-METHOD_PACKAGES = ("physics", "priors", "reconstruct", "posterior")
+METHOD_PACKAGES = ("physics", "priors", "reconstruct", "posterior", "transport")
 """Sub-packages whose modules hold registered methods."""
 
 T = TypeVar("T", bound=type)
@@ -29,7 +29,8 @@ class Method:
     Attributes
     ----------
     kind : str
-        ``"physics"``, ``"noise"``, ``"prior"``, ``"solver"`` or ``"sampler"``.
+        ``"physics"``, ``"noise"``, ``"prior"``, ``"solver"``, ``"sampler"`` or ``"flow"`` (of
+        particles).
     name, title : str
         Name used in recipes; title shown to people.
     cls : type
