@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--quick", action="store_true", help="small training: layout only")
-    parser.add_argument("--only", choices=("walk", "volume", "compare"), help="one part")
+    parser.add_argument("--only", choices=("walk", "volume", "compare", "uncertainty"), help="one part")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -28,6 +28,7 @@ def main() -> None:
         "walk": lambda: walk(options.out, size, quick=options.quick),
         "volume": lambda: volume(options.out, size),
         "compare": lambda: compare(options.out, size),
+        "uncertainty": lambda: uncertainty(options.out, size),
     }
     with errors_reported():
         for name, make in pictures.items():
@@ -122,6 +123,33 @@ def compare(out: Path, size: tuple[int, int]) -> None:
     wait_for(lambda: dock.run.runner.state == "idle", bench)
     process_events(1)
     save_screenshot(viewer, out / "7-compare.png")
+    viewer.close()
+
+
+def uncertainty(out: Path, size: tuple[int, int]) -> None:
+    """Deviation, histogram of a place, coverage."""
+    import numpy as np
+
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+    from napari_invprior.app.uncertainty import Uncertainty
+
+    viewer, bench = opened("superresolution_2d", size)
+    bench.prior.chooser.choose({"kind": "gmm"})
+    bench.prior.train.click()
+    wait_for(lambda: bench.runs.runner.state == "idle", bench)
+    dock = Uncertainty(viewer)
+    viewer.window.add_dock_widget(dock, name="Inverse priors uncertainty", area="right")
+    process_events(0.6)
+    dock.sample.click()
+    wait_for(lambda: dock.run.runner.state == "idle", bench)
+    dock.show_view("std")
+    dock.probe_at(np.asarray(dock.run.layer("mean").data_to_world((118, 74))))
+    for layer in viewer.layers:
+        if layer.name.startswith(("gravel", "references")):
+            layer.visible = False
+    viewer.reset_view()
+    process_events(8)  # notifications fade
+    save_screenshot(viewer, out / "8-uncertainty.png")
     viewer.close()
 
 

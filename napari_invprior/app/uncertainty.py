@@ -58,7 +58,7 @@ class Uncertainty(BenchDock):
         super().__init__(napari_viewer)
         self.setObjectName("Inverse priors uncertainty")
         self.run = SamplingRun(self.viewer, self)
-        self.probe = Probe(self.viewer, self._on_click)
+        self.probe = Probe(self.viewer, self.probe_at)
         self._lay_out()
         self._connect()
         self._update()
@@ -298,7 +298,7 @@ class Uncertainty(BenchDock):
                 layer.contrast_limits = limits
             self.viewer.layers.link_layers(layers, names)
 
-    def _on_click(self, position: np.ndarray) -> None:
+    def probe_at(self, position: np.ndarray) -> None:
         """The histogram of the place that was clicked."""
         stack = self.run.layer("samples")
         if stack is None:
