@@ -222,7 +222,8 @@ def test_automatic_weight(kind: str, show: Show) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [method.name for method in registry.methods("prior") if 3 in method.dimensions]
+    "name",
+    [m.name for m in registry.methods("prior") if 3 in m.dimensions and m.needs_references],
 )
 def test_every_prior_on_64_cubed_in_three_minutes(name: str, show: Show) -> None:
     """Training, automatic weight and image, with the defaults and the solver of the window."""

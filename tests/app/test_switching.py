@@ -17,7 +17,7 @@ from tests.app.conftest import TINY_PRIOR
 pytestmark = pytest.mark.gui
 
 QUICK_TRANSPORT = {"patch_size": 4, "scales": 1, "reference_patches": 200}
-PRIORS = [m.name for m in registry.methods("prior")]
+PRIORS = [m.name for m in registry.methods("prior") if m.needs_references]
 PHYSICS = [m.name for m in registry.methods("physics")]
 
 
@@ -254,7 +254,7 @@ def test_the_pictures_of_step_3_say_what_they_are_and_no_curve_is_shown_where_th
         assert plot.isVisible() == method.cls.optimises, method.name
         left = plot.width() if method.cls.optimises else 0
         assert gallery.width() > 0.9 * (gallery.parentWidget().width() - left - 24), method.name
-    learnt = {m.cls.previews for m in registry.methods("prior")}
+    learnt = {m.cls.previews for m in registry.methods("prior") if m.needs_references}
     assert len(learnt) == 4, "generated, met, compared and made patches are told apart"
     assert registry.get("prior", "wppnet").cls.optimises, "a network learns"
     assert not registry.get("prior", "sinkhorn").cls.optimises
