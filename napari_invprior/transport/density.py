@@ -133,7 +133,13 @@ def density_of(
     >>> int(density_of(image).mass.argmax())
     12
     """
-    image = _checked(torch.as_tensor(image), "the image")
+    mass = _mass(_checked(torch.as_tensor(image), "the image"), invert)
+    blurred = _blurred(mass.numpy(), blur, background, _sizes(spacing, mass.ndim).numpy())
+    return Density(torch.from_numpy(blurred), spacing)
+
+
+def _mass(image: Tensor, invert: bool) -> Tensor:
+    """Grey values as mass; refuses images that have none, or less than none."""
     low, high = float(image.min()), float(image.max())
     if invert and low == high:
         raise InvalidInput(
@@ -145,11 +151,9 @@ def density_of(
             f"the image has values down to {low:.4g}: a density cannot be negative; subtract the "
             "background, clip at 0 or take dark pixels as mass"
         )
-    if high == 0 and not invert:
+    if not invert and high == 0:
         raise InvalidInput("the image is 0 everywhere: it has no mass; choose another image")
-    mass = high - image if invert else image
-    blurred = _blurred(mass.numpy(), blur, background, _sizes(spacing, mass.ndim).numpy())
-    return Density(torch.from_numpy(blurred), spacing)
+    return high - image if invert else image
 
 
 def _sizes(spacing: Sequence[float] | None, ndim: int) -> Tensor:

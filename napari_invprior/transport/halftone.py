@@ -19,8 +19,8 @@ from napari_invprior.transport.density import Density
 from napari_invprior.transport.image_potential import ImagePotential
 from napari_invprior.transport.riesz import Discrepancy
 
-WINDOW, PLATEAU = 10, 1e-3
-"""The dots rest when the discrepancy sinks by less than this share in so many steps."""
+WINDOW, PLATEAU = 10, 0.01
+"""The dots rest when so many steps gain less than this share of all that has been gained."""
 FIRST_STEP = 0.1
 """Largest first move, in mean distances of the dots."""
 
@@ -92,7 +92,7 @@ def _settled(
         if should_stop():
             yield Message(f"stopped by you after {step} steps")
             break
-        if step > WINDOW and values[-1 - WINDOW] - newest < PLATEAU * abs(newest):
+        if step > WINDOW and values[-1 - WINDOW] - newest < PLATEAU * (values[0] - newest):
             break
     yield stage.progress(len(values), discrepancy=values[-1] if values else newest)
     yield _preview(x, density)

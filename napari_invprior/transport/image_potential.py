@@ -1,27 +1,33 @@
 """The exact attraction of an image: no target points, hence none of their noise.
 
 ``E|x - Y|^r`` is a convolution of the image with ``|x|^r``. It is computed once, by Fourier
-transforms, at the middle of all pixels, and read off in between by a cubic spline.
+transforms, at the middle of all pixels, and read off in between by a cubic spline. Farther away,
+a sum over coarse cells is exact enough. (A plane is not: it lies below the convex potential, and
+particles would gain by running away.)
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.signal
 import torch
+from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from napari_invprior.memory import require
 from napari_invprior.numerics.spline import CubicSpline
 from napari_invprior.transport.density import Density
-from napari_invprior.transport.riesz import Target
+from napari_invprior.transport.riesz import Cloud, Target
 
 MARGIN, GUARD = 14, 6
 """Pixels around the image on which the potential is computed, and those of them, the outermost,
-that are not used: the spline is mirrored there. Beyond, the potential goes on as a plane."""
+that are not used: the spline is mirrored there. Beyond, coarse cells are summed."""
+FAR_CELLS = 16_384
+"""About so many of these, at most."""
 _NEAR, _FINE = 2, 9
 
 
@@ -39,15 +45,19 @@ class ImagePotential(Target):
     def __init__(self, density: Density) -> None:
         self.density, self.dim = density, density.ndim
         self._splines: dict[float, tuple[CubicSpline, float]] = {}
+        self._far = _coarse(density)
 
     def potential(self, x: Tensor, exponent: float, tie: float = 0.0) -> tuple[Tensor, Tensor]:
         spline, _ = self._spline(exponent)
-        shape = torch.tensor(self.density.mass.shape)[:, None]
+        last = torch.tensor(self.density.mass.shape)[:, None] - 1.0 + 2 * MARGIN
         pixels = self.density.to_pixels(x) + MARGIN
-        inside = pixels.clamp_min(GUARD).minimum(shape - 1.0 + 2 * MARGIN - GUARD)
-        values, gradient = spline.value_and_grad(inside)
-        values = values + ((pixels - inside) * gradient).sum(0)
-        return values.to(x), (gradient / self.density.pixel[:, None]).to(x)
+        near = ((pixels >= GUARD) & (pixels <= last - GUARD)).all(0)
+        values, gradient = torch.empty_like(pixels[0]), torch.empty_like(pixels)
+        values[near], slope = spline.value_and_grad(pixels[:, near])
+        gradient[:, near] = slope / self.density.pixel[:, None]
+        if not bool(near.all()):
+            values[~near], gradient[:, ~near] = self._far.potential(x[:, ~near].double(), exponent)
+        return values.to(x), gradient.to(x)
 
     def spread(self, exponent: float) -> float:
         return self._spline(exponent)[1]
@@ -77,10 +87,30 @@ class ImagePotential(Target):
             )
             kernel = _kernel(mass.shape, pixel, exponent)
             values = scipy.signal.fftconvolve(kernel, mass.numpy(), mode="valid")
-            inner = values[(slice(MARGIN, -MARGIN),) * mass.ndim]
+            inner = values[(slice(MARGIN - 1, 1 - MARGIN),) * mass.ndim]
+            # the other point is anywhere in its pixel too
+            for axis in range(mass.ndim):
+                inner = correlate1d(inner, [1 / 24, 22 / 24, 1 / 24], axis)
+            inner = inner[(slice(1, -1),) * mass.ndim]
             spread = float((inner * mass.numpy()).sum())
             self._splines[exponent] = CubicSpline(torch.from_numpy(values)), spread
         return self._splines[exponent]
+
+
+def _coarse(density: Density) -> Cloud:
+    """The mass in larger cells, each at its centre of mass."""
+    shape = density.mass.shape
+    edge = max(1, math.ceil((density.mass.numel() / FAR_CELLS) ** (1 / len(shape))))
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).flatten(1)
+    counts = [-(-n // edge) for n in shape]
+    cells = torch.zeros_like(grid[0])
+    for axis, count in zip(grid, counts, strict=True):
+        cells = cells * count + axis // edge
+    mass = density.mass.flatten()
+    total = mass.new_zeros(math.prod(counts)).index_add_(0, cells, mass)
+    sums = mass.new_zeros((len(shape), len(total))).index_add_(1, cells, mass * grid)
+    full = total > 0
+    return Cloud(density.to_points(sums[:, full] / total[full]), total[full])
 
 
 def _kernel(shape: Sequence[int], pixel: Sequence[float], exponent: float) -> np.ndarray:

@@ -86,7 +86,7 @@ def horse() -> Density:
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("particle", 0.2), ("forward", 0.3), ("backward", 0.6)]
+    ("name", "share"), [("particle", 0.2), ("forward", 0.4), ("backward", 0.6)]
 )
 def test_two_points_become_a_drawing(horse: Density, name: str, share: float, show: Show) -> None:
     target = ImagePotential(horse)
@@ -95,13 +95,12 @@ def test_two_points_become_a_drawing(horse: Density, name: str, share: float, sh
     drawn, _ = Discrepancy(target, 1.0).value_and_grad(
         horse.draw(2000, torch.Generator().manual_seed(0), "independent")
     )
-    last = float(movie.discrepancy[-1])
+    first, last = movie.discrepancy[[0, -1]].tolist()
     show(
-        f"{name}, preset fast, two points to the horse: discrepancy "
-        f"{float(movie.discrepancy[0]):.3g} -> {last:.3g}; 2000 independent draws have {drawn:.3g} "
-        f"(asked {share:g} of it)"
+        f"{name}, preset fast, two points to the horse: discrepancy {first:.3g} -> {last:.3g}; "
+        f"2000 independent draws have {drawn:.3g} (asked {share:g} of it)"
     )
-    assert last < share * drawn
+    assert 0 < last < share * drawn, "a negative discrepancy would be a fault of the potential"
     assert float(movie.discrepancy.diff().max()) < 0.02 * float(movie.discrepancy[0])
 
 

@@ -93,9 +93,8 @@ def test_a_start_that_is_the_target_stays(method: registry.Method, ndim: int) ->
     start = cloud(ndim)
     movie = flowed(method, start, Cloud(start), final_time=0.6)
     moved = (movie.points[-1] - movie.points[0]).norm(dim=0).mean()
-    # a network is never exact: it may move points by less than half of their distances
-    limit = {"particle": 1e-9, "forward": 0.02}.get(method.name, 0.06)
-    assert float(moved) < limit
+    # an implicit step is a trained network, which is never exact; the others must not move at all
+    assert float(moved) < (0.06 if method.name == "backward" else 1e-9)
     assert float(movie.discrepancy.max()) < 0.01
 
 

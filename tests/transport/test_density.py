@@ -10,9 +10,10 @@ from scipy import ndimage
 from napari_invprior.errors import InvalidInput
 from napari_invprior.numerics.hilbert import hilbert_order
 from napari_invprior.numerics.spline import CubicSpline
+from napari_invprior.transport import image_potential
 from napari_invprior.transport.density import Density, density_of
-from napari_invprior.transport.image_potential import ImagePotential
-from napari_invprior.transport.riesz import Discrepancy, mean_power
+from napari_invprior.transport.image_potential import GUARD, MARGIN, ImagePotential
+from napari_invprior.transport.riesz import Cloud, Discrepancy, mean_power
 
 SHAPES = pytest.mark.parametrize("shape", [(21, 32), (7, 10, 9)], ids=["2d", "3d"])
 
@@ -122,11 +123,55 @@ def test_potential_is_that_of_very_many_points(shape: tuple[int, ...], r: float)
     assert away**2 == pytest.approx(float(y.var(1).sum()), rel=0.03)
 
 
-def test_far_points_are_drawn_back() -> None:
+@SHAPES
+@pytest.mark.parametrize("r", [0.5, 1.0, 1.5])
+def test_far_potential_is_exact_too(
+    shape: tuple[int, ...], r: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = density(shape)
+    pixels = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).flatten(1)
+    every = Cloud(made.to_points(pixels), made.mass.flatten())
+    x = torch.randn((len(shape), 40), generator=seeded(), dtype=torch.float64) * 20
+    value, gradient = every.potential(x, r)
+    for cells in (10**6, 100):
+        monkeypatch.setattr(image_potential, "FAR_CELLS", cells)
+        found, slope = ImagePotential(made).potential(x, r)
+        # cells lose their extent: their variance times half the curvature
+        assert torch.allclose(found, value, rtol=3e-4)
+        assert torch.allclose(slope, gradient, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("r", [0.5, 1.0, 1.5])
+def test_potential_goes_on_smoothly_where_it_changes_its_way(r: float) -> None:
     made = density((21, 32))
-    x = torch.tensor([[5.0, -3.0, 0.0], [0.0, 4.0, -6.0]]).double()
-    _, gradient = ImagePotential(made).potential(x, 1.0)
-    assert bool(((gradient * x).sum(0) > 0).all()) and bool(gradient.isfinite().all())
+    border = 20 + MARGIN - GUARD
+    pixels = torch.tensor([[border - 1e-6, border + 1e-6], [16.0, 16.0]], dtype=torch.float64)
+    value, gradient = ImagePotential(made).potential(made.to_points(pixels), r)
+    # pixels are boxes on one side and points on the other: h^2 / 24 times the curvature, h = 1/32
+    assert float(value[0]) == pytest.approx(float(value[1]), rel=1e-3)
+    assert torch.allclose(gradient[:, 0], gradient[:, 1], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "exact"), [((8, 8), 0.5214054331647207), ((6, 6, 6), 0.6617071822671763)]
+)
+def test_spread_of_a_square_and_a_cube(shape: tuple[int, ...], exact: float) -> None:
+    """The known mean distances of two points in them."""
+    found = ImagePotential(Density(torch.ones(shape))).spread(1.0)
+    assert found == pytest.approx(exact, rel=2e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 3.0, 300.0])
+def test_nothing_is_gained_by_running_away(size: float) -> None:
+    """A discrepancy is never negative, wherever the particles are."""
+    made = density((21, 32))
+    discrepancy = Discrepancy(ImagePotential(made), 1.0)
+    x = made.draw(200, seeded())
+    x[:, :10] += size * torch.randn((2, 10), generator=seeded(1), dtype=torch.float64)
+    value, gradient = discrepancy.value_and_grad(x)
+    assert value > 0
+    outward = (gradient * x).sum(0)[:10][x[:, :10].norm(dim=0) > 1]
+    assert bool((outward > 0).all()), "strays are drawn back"
 
 
 def test_what_is_no_density_is_refused_with_advice() -> None:

@@ -81,6 +81,22 @@ def test_points_that_coincide_do_not_push(r: float) -> None:  # row 47
     assert bool(Discrepancy(Cloud(mixed), r).value_and_grad(mixed)[1].isfinite().all())
 
 
+@POWERS
+def test_points_that_nearly_coincide_can_count_as_one(r: float) -> None:
+    x = torch.tensor([[0.0, 5e-11, 1.0]], dtype=torch.float64)
+    _, apart = mean_power(x, x, r)
+    _, tied = mean_power(x, x, r, tie=1e-10)
+    assert float(apart[0, 0]) < float(tied[0, 0]) - 1e-6
+    assert torch.allclose(tied[0, :2], torch.tensor(-r / 3).double())
+    if r == 1:
+        v = torch.tensor([[-1.0, 2.0, 0.0]], dtype=torch.float64)
+        slopes = [
+            DirectionalDerivative(Discrepancy(None, r), places).value_and_grad(v)[0]
+            for places in (x, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
+        ]
+        assert slopes[0] == pytest.approx(slopes[1], rel=1e-9)
+
+
 @pytest.mark.parametrize("d", [2, 3, 10])
 def test_gradient_is_a_mean_over_slices(d: int) -> None:
     """On a line the pull of a cloud is the share on the left minus that on the right."""

@@ -58,7 +58,7 @@ def test_particles_follow_the_recursion(r: float, d: int) -> None:
         start = x * (1 + tau) + 0.1 * tau * torch.randn(
             x.shape, generator=torch.Generator().manual_seed(1)
         )
-        *_, x = islice(minimise(objective, start, memory=30, first_step=0.1 * tau), 100)
+        *_, x = islice(minimise(objective, start, memory=30, first_step=0.1 * tau), 60)
         rms = float(x.square().sum(0).mean()) ** 0.5
         expected = known.unit_radius(r, d) * scale * known.mean_square(r, d) ** 0.5
         assert rms == pytest.approx(expected, rel=3e-3)
