@@ -42,8 +42,8 @@ from napari_invprior.posterior.spectral import (
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.objective import Objective
 
-WATCHED = 256
-"""Image samples whose whole trace is kept, beside the energy."""
+WATCHED, FEWEST_WATCHED = 256, 16
+"""Image samples whose trace is kept, beside the energy; fewer where there are many chains."""
 JUDGED_EVERY = 100
 """Steps between two looks at convergence."""
 MAX_HALVINGS = 8
@@ -64,7 +64,7 @@ class ChainParameters(Parameters):
     samples: Annotated[int, Field(ge=2, le=100_000)] = parameter(
         64, "Images that are kept, spread over all chains; mean and deviation use every state."
     )
-    chains: Annotated[int, Field(ge=1, le=256)] | None = parameter(
+    chains: Annotated[int, Field(ge=1, le=10_000)] | None = parameter(
         None, "Chains that run side by side, to tell by their agreement whether they have mixed. "
         "Empty: 8, in volumes 4.",
     )
@@ -305,7 +305,8 @@ class _Watch:
         states = transition.states
         self.moments = Moments(states)
         self.chains, self.kept, self.seen = len(states), 0, 0
-        count = min(WATCHED, states[0].numel())
+        wanted = min(WATCHED, max(FEWEST_WATCHED, 8 * WATCHED // self.chains))
+        count = min(wanted, states[0].numel())
         self._places = torch.randperm(states[0].numel(), generator=generator)[:count]
         self.traces = Traces(self.chains, count + 1)
         self.every = max(1, parameters.steps * self.chains // (4 * parameters.samples))
@@ -328,7 +329,7 @@ class _Watch:
             if step > chosen.warm_up:
                 yield from self._taken_in()
             if step > chosen.warm_up and (step - chosen.warm_up) % JUDGED_EVERY == 0:
-                judged = Convergence.of(self.traces.values)
+                judged = Convergence.of(self.traces.values, self.moments.states)
                 if judged.ess >= chosen.stop_ess and self.kept >= chosen.samples:
                     break
             if stage.due():
@@ -414,6 +415,6 @@ class _Watch:
     def _posterior(self) -> Posterior:
         return Posterior(
             self.moments.mean, self.moments.std, self.kept,
-            Convergence.of(self.traces.values), self.moments.rhat,
+            Convergence.of(self.traces.values, self.moments.states), self.moments.rhat,
             {"weight": self.transition.objective.weight} | self.transition.facts(),
         )
