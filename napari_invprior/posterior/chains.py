@@ -29,7 +29,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.posterior.base import Posterior, Sampler
-from napari_invprior.posterior.diagnostics import Convergence, Traces
+from napari_invprior.posterior.diagnostics import GOOD_RHAT, Convergence, Traces
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import (
@@ -72,7 +72,9 @@ class ChainParameters(Parameters):
         1500, "At most so many steps of each chain after warm-up."
     )
     stop_ess: Annotated[float, Field(ge=1, le=1e6)] = parameter(
-        200.0, "Stop when the states are worth so many independent images (in the median)."
+        200.0,
+        "Stop when the states are worth so many independent images (in the median) and the chains "
+        "agree.",
     )
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)] = parameter(
         300, "First steps of each chain, which adapt the step and are thrown away.", advanced=True
@@ -330,7 +332,7 @@ class _Watch:
                 yield from self._taken_in()
             if step > chosen.warm_up and (step - chosen.warm_up) % JUDGED_EVERY == 0:
                 judged = Convergence.of(self.traces.values, self.moments.states)
-                if judged.ess >= chosen.stop_ess and self.kept >= chosen.samples:
+                if self._enough(judged):
                     break
             if stage.due():
                 known = judged.figures() if judged.states else {}
@@ -345,6 +347,12 @@ class _Watch:
                 break
         yield from self._completed(step)
         yield Result(self._posterior())
+
+    def _enough(self, judged: Convergence) -> bool:
+        """Chains that disagree seem to be worth much as long as they have not met."""
+        chosen = self.parameters
+        agreed = judged.ess >= chosen.stop_ess and judged.rhat <= GOOD_RHAT
+        return agreed and self.kept >= chosen.samples
 
     def _completed(self, step: int) -> Iterator[Event]:
         """Where it was stopped too early for samples, the present states are some."""
