@@ -300,7 +300,7 @@ def test_a_hole_in_brick(kind: str, source: str, share: float, show: Show) -> No
     more than this brick has: the mean itself is off by .0047 in the median, as a Gaussian of
     deviation .0070 would be, so that half of that is asked for. The other half of the picture has
     other mortar: likelihood, border and deviation fail with it, and are only shown. Intervals are
-    too narrow in the hole: no chain moves mortar, and patches of 6 px see none across 28.
+    too narrow in the hole, whatever the prior; perhaps because no chain moves mortar (not tried).
     """
     truth = photograph("brick-test", *PLACE)
     judge = Judge(truth)
