@@ -29,7 +29,7 @@ from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.posterior.base import Posterior, Sampler
-from napari_invprior.posterior.diagnostics import Convergence, Traces
+from napari_invprior.posterior.diagnostics import GOOD_RHAT, Convergence, Traces
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import (
@@ -42,8 +42,8 @@ from napari_invprior.posterior.spectral import (
 from napari_invprior.priors.base import Prior
 from napari_invprior.reconstruct.objective import Objective
 
-WATCHED = 256
-"""Image samples whose whole trace is kept, beside the energy."""
+WATCHED, FEWEST_WATCHED = 256, 16
+"""Image samples whose trace is kept, beside the energy; fewer where there are many chains."""
 JUDGED_EVERY = 100
 """Steps between two looks at convergence."""
 MAX_HALVINGS = 8
@@ -64,7 +64,7 @@ class ChainParameters(Parameters):
     samples: Annotated[int, Field(ge=2, le=100_000)] = parameter(
         64, "Images that are kept, spread over all chains; mean and deviation use every state."
     )
-    chains: Annotated[int, Field(ge=1, le=256)] | None = parameter(
+    chains: Annotated[int, Field(ge=1, le=10_000)] | None = parameter(
         None, "Chains that run side by side, to tell by their agreement whether they have mixed. "
         "Empty: 8, in volumes 4.",
     )
@@ -72,7 +72,9 @@ class ChainParameters(Parameters):
         1500, "At most so many steps of each chain after warm-up."
     )
     stop_ess: Annotated[float, Field(ge=1, le=1e6)] = parameter(
-        200.0, "Stop when the states are worth so many independent images (in the median)."
+        200.0,
+        "Stop when the states are worth so many independent images (in the median) and the chains "
+        "agree.",
     )
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)] = parameter(
         300, "First steps of each chain, which adapt the step and are thrown away.", advanced=True
@@ -305,7 +307,8 @@ class _Watch:
         states = transition.states
         self.moments = Moments(states)
         self.chains, self.kept, self.seen = len(states), 0, 0
-        count = min(WATCHED, states[0].numel())
+        wanted = min(WATCHED, max(FEWEST_WATCHED, 8 * WATCHED // self.chains))
+        count = min(wanted, states[0].numel())
         self._places = torch.randperm(states[0].numel(), generator=generator)[:count]
         self.traces = Traces(self.chains, count + 1)
         self.every = max(1, parameters.steps * self.chains // (4 * parameters.samples))
@@ -328,8 +331,8 @@ class _Watch:
             if step > chosen.warm_up:
                 yield from self._taken_in()
             if step > chosen.warm_up and (step - chosen.warm_up) % JUDGED_EVERY == 0:
-                judged = Convergence.of(self.traces.values)
-                if judged.ess >= chosen.stop_ess and self.kept >= chosen.samples:
+                judged = Convergence.of(self.traces.values, self.moments.states)
+                if self._enough(judged):
                     break
             if stage.due():
                 known = judged.figures() if judged.states else {}
@@ -344,6 +347,12 @@ class _Watch:
                 break
         yield from self._completed(step)
         yield Result(self._posterior())
+
+    def _enough(self, judged: Convergence) -> bool:
+        """Chains that disagree seem to be worth much as long as they have not met."""
+        chosen = self.parameters
+        agreed = judged.ess >= chosen.stop_ess and judged.rhat <= GOOD_RHAT
+        return agreed and self.kept >= chosen.samples
 
     def _completed(self, step: int) -> Iterator[Event]:
         """Where it was stopped too early for samples, the present states are some."""
@@ -414,6 +423,6 @@ class _Watch:
     def _posterior(self) -> Posterior:
         return Posterior(
             self.moments.mean, self.moments.std, self.kept,
-            Convergence.of(self.traces.values), self.moments.rhat,
+            Convergence.of(self.traces.values, self.moments.states), self.moments.rhat,
             {"weight": self.transition.objective.weight} | self.transition.facts(),
         )

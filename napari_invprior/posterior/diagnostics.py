@@ -10,6 +10,8 @@ GOOD_RHAT = 1.1
 """Largest R-hat (of the worst twentieth of what is watched) that raises no doubt."""
 GOOD_ESS = 50
 """Smallest effective number of samples (median of what is watched) that raises no doubt."""
+TRACED, FEWEST_DRAWS = 2**22, 64
+"""Numbers that traces hold at most, but at least so many draws of each quantity in each chain."""
 
 
 def split_rhat(traces: np.ndarray) -> np.ndarray:
@@ -93,19 +95,23 @@ class Convergence:
     states: int
 
     @classmethod
-    def of(cls, traces: np.ndarray) -> Convergence:
-        """Judge traces (chains, draws, quantities); with fewer than four draws nothing is known."""
+    def of(cls, traces: np.ndarray, states: int | None = None) -> Convergence:
+        """Judge traces (chains, draws, quantities); with fewer than four draws nothing is known.
+
+        ``states`` says how many there were before the traces were thinned.
+        """
         chains, draws = traces.shape[:2]
+        states = states or chains * draws
         if draws < 4:
-            return cls(0.0, 0.0, np.inf, chains, chains * draws)
+            return cls(0.0, 0.0, np.inf, chains, states)
         ess = effective_samples(traces)
         ess = ess[np.isfinite(ess)]
         rhat = split_rhat(traces)
         if not len(ess):  # nothing moved at all
-            return cls(0.0, 0.0, float(np.quantile(rhat, 0.95)), chains, chains * draws)
+            return cls(0.0, 0.0, float(np.quantile(rhat, 0.95)), chains, states)
         return cls(
             float(np.median(ess)), float(np.quantile(ess, 0.05)),
-            float(np.quantile(rhat, 0.95)), chains, chains * draws,
+            float(np.quantile(rhat, 0.95)), chains, states,
         )
 
     @property
@@ -130,29 +136,49 @@ class Convergence:
 
 
 class Traces:
-    """Values of some quantities along the chains, in memory that grows by doubling.
+    """Values of some quantities along the chains, in bounded memory.
+
+    When it is full, every second draw is dropped, and from then on every second one is added.
+
+    Parameters
+    ----------
+    chains, quantities : int
+        Numbers in one draw.
+    capacity : int, optional
+        Draws that are held at most, even.
 
     Examples
     --------
-    >>> traces = Traces(chains=2, quantities=1)
-    >>> for value in range(3):
+    >>> traces = Traces(chains=2, quantities=1, capacity=4)
+    >>> for value in range(9):
     ...     traces.add(np.full((2, 1), value))
     >>> traces.values[0, :, 0].tolist()
-    [0.0, 1.0, 2.0]
+    [0.0, 4.0, 8.0]
     """
 
-    def __init__(self, chains: int, quantities: int) -> None:
-        self._values = np.empty((64, chains, quantities), np.float32)
-        self._count = 0
+    def __init__(self, chains: int, quantities: int, capacity: int | None = None) -> None:
+        most = max(FEWEST_DRAWS, TRACED // (chains * quantities) // 2 * 2)
+        self._capacity = capacity or most
+        self._values = np.empty((min(64, self._capacity), chains, quantities), np.float32)
+        self._count = self._seen = 0
+        self._every = 1
 
     def add(self, values: np.ndarray) -> None:
         """Append the present values, (chains, quantities)."""
-        if self._count == len(self._values):
-            self._values = np.concatenate([self._values, np.empty_like(self._values)])
+        self._seen += 1
+        if (self._seen - 1) % self._every:
+            return
+        if self._count == self._capacity:
+            self._count //= 2
+            self._values[: self._count] = self._values[::2][: self._count]
+            self._every *= 2
+        elif self._count == len(self._values):
+            more = min(self._count, self._capacity - self._count)
+            self._values = np.concatenate([self._values, np.empty_like(self._values[:more])])
         self._values[self._count] = values
         self._count += 1
 
     @property
     def values(self) -> np.ndarray:
-        """All values, (chains, draws, quantities)."""
+        """The draws that are held, (chains, draws, quantities)."""
         return self._values[: self._count].swapaxes(0, 1)

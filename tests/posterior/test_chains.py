@@ -17,6 +17,7 @@ from napari_invprior.physics.superresolution import SuperResolution, SuperResolu
 from napari_invprior.posterior import chains
 from napari_invprior.posterior.base import Posterior
 from napari_invprior.posterior.chains import ChainParameters, ChainSampler
+from napari_invprior.posterior.diagnostics import Convergence
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.spectral import SpectralScale
 from napari_invprior.posterior.ula import Ula, UlaParameters, UlaTransition
@@ -180,6 +181,35 @@ def test_chains_that_disagree_are_reported() -> None:
     assert any("disagree" in doubt for doubt in posterior.convergence.doubts)
 
 
+class Counting(chains.Transition):
+    """States that are the number of the step."""
+
+    def step(self, warming_up: bool) -> None:
+        self.states = self.states + 1
+        self.energies = torch.zeros(len(self.states))
+
+    def halve(self, states: Tensor) -> float:
+        raise AssertionError
+
+
+def counting() -> Counting:
+    return Counting(
+        _Quadratic(1.0), SpectralScale(torch.ones(2, 2)), torch.zeros((1, 1, 2, 2)),
+        torch.Generator().manual_seed(0),
+    )
+
+
+def test_chains_that_disagree_go_on() -> None:
+    """Few chains that have not met look like many independent images."""
+    watch = chains._Watch(
+        ChainParameters(samples=4), counting(), torch.Generator().manual_seed(0)
+    )
+    watch.kept = 4
+    assert watch._enough(Convergence(300.0, 100.0, 1.05, 8, 3200))
+    assert not watch._enough(Convergence(300.0, 100.0, 1.7, 8, 3200))
+    assert not watch._enough(Convergence(100.0, 50.0, 1.0, 8, 3200))
+
+
 def test_stop_in_the_warm_up_still_gives_samples_and_says_so() -> None:
     y, physics, noise = data(2)
     sampler = Underdamped(UnderdampedParameters(warm_up=1000))
@@ -194,23 +224,9 @@ def test_stop_in_the_warm_up_still_gives_samples_and_says_so() -> None:
 
 def test_every_candidate_is_kept_with_equal_chance() -> None:
     """Slots hold a uniform choice of all states, however long the chains are."""
-
-    class Counting(chains.Transition):
-        def step(self, warming_up: bool) -> None:
-            self.states = self.states + 1
-            self.energies = torch.zeros(len(self.states))
-
-        def halve(self, states: Tensor) -> float:
-            raise AssertionError
-
     kept: dict[int, float] = {}
-    objective = _Quadratic(1.0)
-    transition = Counting(
-        objective, SpectralScale(torch.ones(2, 2)), torch.zeros((1, 1, 2, 2)),
-        torch.Generator().manual_seed(0),
-    )
     parameters = ChainParameters(samples=200, steps=20_000, warm_up=0, stop_ess=1e6)
-    watch = chains._Watch(parameters, transition, torch.Generator().manual_seed(0))
+    watch = chains._Watch(parameters, counting(), torch.Generator().manual_seed(0))
     for event in watch.run(jobs.never, None):
         if isinstance(event, jobs.Sample):
             kept[event.slot] = float(event.image[0, 0, 0])

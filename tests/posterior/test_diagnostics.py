@@ -91,3 +91,14 @@ def test_traces_grow() -> None:
         traces.add(np.full((2, 3), value))
     assert traces.values.shape == (2, 200, 3)
     assert traces.values[1, :, 2].tolist() == list(range(200))
+
+
+def test_long_traces_are_thinned() -> None:
+    traces = Traces(4, 5, capacity=500)
+    for value in autoregressive(0.9, 4, 3000, 5).swapaxes(0, 1):
+        traces.add(value)
+    held = traces.values
+    assert held.shape == (4, 375, 5)
+    assert np.median(effective_samples(held)) == pytest.approx(12_000 * 0.1 / 1.9, rel=0.25)
+    assert Traces(10_000, 17)._values.nbytes < 50e6
+    assert Traces(8, 257)._capacity >= 1500
