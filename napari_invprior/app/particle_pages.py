@@ -99,7 +99,7 @@ class Page(QWidget):
 
     def refresh(self) -> None:
         """The viewer's layers changed."""
-        sources = [layer for layer in images_of(self.viewer)]
+        sources = images_of(self.viewer)
         found = {
             IMAGES: [layer.name for layer in sources],
             POINTS: [layer.name for layer in self.viewer.layers
@@ -162,7 +162,8 @@ class FlowPage(Page):
 
     def fill(self) -> None:
         self._picker("target", "target", "Where particles are drawn to: an image, whose dark or "
-                     "bright places count, or points.", (IMAGES, POINTS), "nothing: repulsion alone")
+                     "bright places count, or points.", (IMAGES, POINTS),
+                     "nothing: repulsion alone")
         self._picker("start", "start", "Where particles begin: points of a Points layer, each "
                      "repeated equally often.", (POINTS,), "one point in the middle")
         self.target = self._form(TargetParameters)
@@ -198,9 +199,9 @@ class FlowPage(Page):
 
     def sentence(self, metrics: dict[str, Any]) -> str:
         beside = metrics.get("discrepancy_of_random_points")
-        text = f"{metrics['particles']} particles, {metrics['frames']} frames · discrepancy " \
-               f"{metrics['discrepancy']:.3g}"
-        return text if beside is None else f"{text} (random points {beside:.3g})"
+        text = f"{metrics['particles']} particles, {metrics['frames']} frames"
+        random = "" if beside is None else f" (random points {beside:.3g})"
+        return f"{text} · discrepancy {metrics['discrepancy']:.3g}{random}"
 
 
 class HalftonePage(Page):
