@@ -13,7 +13,7 @@ CURVE = "#2f9e8f"
 
 
 class CurvePlot(SmallPlot):
-    """One curve; logarithmic while all of it is positive."""
+    """One curve with its last value as the title."""
 
     def __init__(self, height: int = 110) -> None:
         super().__init__(
@@ -50,8 +50,6 @@ class CurvePlot(SmallPlot):
     def _draw(self) -> None:
         if not self.x:
             return
-        positive = min(self.y) > 0
-        self.plot.setLogMode(False, positive)
         self._curve.setData(self.x, self.y)
         self.number_axes(len(self.x) > 1)
         self.title.setText(f"{self._name}: <b>{self.y[-1]:.3g}</b>")

@@ -8,12 +8,17 @@ from typing import Any
 from napari.components import ViewerModel
 from napari.layers import Image, Points
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_invprior.app.controls import MethodChooser, Picker, row
 from napari_invprior.app.forms import LABEL_WIDTH, Form
-from napari_invprior.app.layers import images_of, possible_dimensions, recipe_of, role_of
-from napari_invprior.app.layers import PREVIEW as SHORT_LIVED
+from napari_invprior.app.layers import (
+    PREVIEW,
+    images_of,
+    possible_dimensions,
+    recipe_of,
+    role_of,
+)
 from napari_invprior.parameters import Parameters
 from napari_invprior.study.generated import GenerateParameters
 from napari_invprior.study.point_density import PointDensityParameters
@@ -53,6 +58,7 @@ class Page(QWidget):
         self._grid.setColumnStretch(1, 1)
         self.box.addLayout(self._grid)
         self.fill()
+        self.box.addStretch(1)
         self.refresh()
 
     def fill(self) -> None:
@@ -84,18 +90,23 @@ class Page(QWidget):
         self._grid.addWidget(picker, line, 1)
         self.pickers[key] = (picker, tuple(kinds), none)
 
-    def _form(self, model: type[Parameters], *, gear: bool = True, **options: Any) -> Form:
-        """A form, with a gear where it has options that are seldom needed."""
+    def _form(self, model: type[Parameters], **options: Any) -> Form:
+        """A form that changes the recipe."""
         form = Form(model, **options)
         form.changed.connect(self.changed)
         self.forms.append(form)
         self.box.addWidget(form)
-        if gear and form.has_advanced:
-            button = QToolButton(text="⚙", checkable=True, autoRaise=True)
-            button.setToolTip("Show or hide the options that are seldom needed.")
-            button.toggled.connect(form.show_advanced)
-            self.box.addLayout(row(1, button))
         return form
+
+    @property
+    def has_advanced(self) -> bool:
+        """Whether there are options that are seldom needed."""
+        return any(form.has_advanced for form in self.forms)
+
+    def show_advanced(self, shown: bool) -> None:
+        """Show or hide them."""
+        for form in self.forms:
+            form.show_advanced(shown)
 
     def refresh(self) -> None:
         """The viewer's layers changed."""
@@ -103,7 +114,7 @@ class Page(QWidget):
         found = {
             IMAGES: [layer.name for layer in sources],
             POINTS: [layer.name for layer in self.viewer.layers
-                     if isinstance(layer, Points) and role_of(layer) != SHORT_LIVED],
+                     if isinstance(layer, Points) and role_of(layer) != PREVIEW],
         }
         originals = [layer.name for layer in sources if recipe_of(layer) is None]
         used: list[str] = []
@@ -173,8 +184,12 @@ class FlowPage(Page):
         tip = QLabel("scheme")
         tip.setToolTip("How particles move.")
         tip.setMinimumWidth(LABEL_WIDTH)
-        self.box.addLayout(row(tip, self.scheme.list, self.scheme.gear))
+        self.box.addLayout(row(tip, self.scheme.list))
         self.box.addWidget(self.scheme)
+
+    def show_advanced(self, shown: bool) -> None:
+        super().show_advanced(shown)
+        self.scheme.gear.setChecked(shown)
 
     def _on_picker(self) -> None:
         super()._on_picker()
@@ -212,7 +227,7 @@ class HalftonePage(Page):
 
     def fill(self) -> None:
         self._picker("image", "image", "The image that the dots say.", (IMAGES,))
-        self.target = self._form(TargetParameters, gear=False, leave_out=("blur", "background"))
+        self.target = self._form(TargetParameters, leave_out=("blur", "background"))
         self.dots = self._form(HalftoneParameters)
 
     def missing(self) -> str:

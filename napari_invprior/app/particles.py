@@ -7,7 +7,7 @@ from typing import Any
 import napari
 from napari.layers import Points
 from qtpy.QtCore import QSize
-from qtpy.QtWidgets import QScrollArea, QStackedWidget, QVBoxLayout
+from qtpy.QtWidgets import QScrollArea, QStackedWidget, QToolButton, QVBoxLayout
 
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Sentence, push, row
 from napari_invprior.app.curve_plot import CurvePlot
@@ -53,6 +53,9 @@ class Particles(Dock):
     def _lay_out(self) -> None:
         self.list = Picker("What to do with points and patches.", self._on_page)
         self.list.offer([(page.title, index) for index, page in enumerate(self.pages)])
+        self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
+        self.gear.setToolTip("Show or hide the options that are seldom needed.")
+        self.gear.toggled.connect(self._fold)
         self.purpose = Line("What comes out of it.", 2)
         self.stack = QStackedWidget()
         for page in self.pages:
@@ -74,7 +77,7 @@ class Particles(Dock):
         outer = QVBoxLayout(self)
         outer.setContentsMargins(6, 4, 6, 2)
         outer.setSpacing(4)
-        outer.addLayout(row(self.list))
+        outer.addLayout(row(self.list, self.gear))
         outer.addWidget(self.purpose)
         outer.addWidget(self.stack, 1)
         outer.addLayout(row(self.go, self.cancel, 1, self.add_points))
@@ -110,8 +113,14 @@ class Particles(Dock):
         if not hasattr(self, "message"):
             return
         self.stack.setCurrentIndex(self.list.currentData())
+        self.page.show_advanced(self.gear.isChecked())
+        self.gear.setVisible(self.page.has_advanced)
         self.about.say("")
+        self.curve.clear()
         self._update()
+
+    def _fold(self, shown: bool) -> None:
+        self.page.show_advanced(shown)
 
     # ---- layers
 

@@ -240,8 +240,8 @@ class ParticlesRun(QObject):
             layer.opacity = 0.8
         self.viewer.add_layer(layer)
         self.made.append(layer)
-        if output.frames and output.kind == "points":
-            step = int(output.array[-1, 0])
+        if output.frames and layer.ndim > len(output.geometry.scale):
+            step = int(output.array[-1, 0]) if output.kind == "points" else 0
             self.viewer.dims.set_current_step(self.viewer.dims.ndim - layer.ndim, step)
 
     def _beside(self, output: Any, task: Task, name: str, facts: dict[str, Any]) -> Layer:

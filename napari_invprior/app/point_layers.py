@@ -74,8 +74,8 @@ def points_layer(
     if where["units"] is None:
         where["units"] = ("pixel",) * rows.shape[1]
     return Points(
-        rows, name=name, size=size, face_color=colour, border_width=0, metadata=metadata or {},
-        **where,
+        rows, name=name, size=size, face_color=colour, border_color=colour, border_width=0,
+        metadata=metadata or {}, **where,
     )
 
 

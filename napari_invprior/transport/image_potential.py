@@ -17,11 +17,14 @@ from torch import Tensor
 from napari_invprior.memory import require
 from napari_invprior.numerics.spline import CubicSpline
 from napari_invprior.transport.density import Density
-from napari_invprior.transport.riesz import Target
+from napari_invprior.transport.riesz import Cloud, Target
 
 MARGIN, GUARD = 14, 6
 """Pixels around the image on which the potential is computed, and those of them, the outermost,
-that are not used: the spline is mirrored there. Beyond, the potential goes on as a plane."""
+that are not used: the spline is mirrored there. Beyond, the potential goes on as that of blocks
+of pixels: a plane would pull less than far particles push each other, and they would escape."""
+BLOCKS = 12
+"""Blocks along each axis, at most, that stand for the image beyond its surroundings."""
 _NEAR, _FINE = 2, 9
 
 
@@ -39,6 +42,7 @@ class ImagePotential(Target):
     def __init__(self, density: Density) -> None:
         self.density, self.dim = density, density.ndim
         self._splines: dict[float, tuple[CubicSpline, float]] = {}
+        self._far = _blocks(density)
 
     def potential(self, x: Tensor, exponent: float, tie: float = 0.0) -> tuple[Tensor, Tensor]:
         spline, _ = self._spline(exponent)
@@ -46,8 +50,16 @@ class ImagePotential(Target):
         pixels = self.density.to_pixels(x) + MARGIN
         inside = pixels.clamp_min(GUARD).minimum(shape - 1.0 + 2 * MARGIN - GUARD)
         values, gradient = spline.value_and_grad(inside)
-        values = values + ((pixels - inside) * gradient).sum(0)
-        return values.to(x), (gradient / self.density.pixel[:, None]).to(x)
+        gradient = gradient / self.density.pixel[:, None]
+        out = (pixels != inside).any(0)
+        if bool(out.any()):
+            border = self.density.to_points(inside[:, out] - MARGIN)
+            near, slope = self._far.potential(border, exponent)
+            far, pull = self._far.potential(x[:, out].double(), exponent)
+            values[out] += far - near
+            free = (pixels == inside)[:, out]
+            gradient[:, out] = torch.where(free, gradient[:, out] - slope, 0) + pull
+        return values.to(x), gradient.to(x)
 
     def spread(self, exponent: float) -> float:
         return self._spline(exponent)[1]
@@ -81,6 +93,19 @@ class ImagePotential(Target):
             spread = float((inner * mass.numpy()).sum())
             self._splines[exponent] = CubicSpline(torch.from_numpy(values)), spread
         return self._splines[exponent]
+
+
+def _blocks(density: Density) -> Cloud:
+    """The centres of mass of blocks of pixels."""
+    pixels = torch.stack(torch.meshgrid(*map(torch.arange, density.mass.shape), indexing="ij"))
+    number = torch.zeros(density.mass.shape, dtype=torch.long)
+    for line, n in zip(pixels, density.mass.shape, strict=True):
+        number = BLOCKS * number + line * BLOCKS // n
+    sums = torch.zeros(density.ndim + 1, BLOCKS**density.ndim, dtype=torch.float64)
+    parts = torch.cat([pixels.flatten(1) * density.mass.flatten(), density.mass.flatten()[None]])
+    sums.index_add_(1, number.flatten(), parts)
+    there = sums[:, sums[-1] > 0]
+    return Cloud(density.to_points(there[:-1] / there[-1]), there[-1])
 
 
 def _kernel(shape: Sequence[int], pixel: Sequence[float], exponent: float) -> np.ndarray:

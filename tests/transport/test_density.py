@@ -127,6 +127,10 @@ def test_far_points_are_drawn_back() -> None:
     x = torch.tensor([[5.0, -3.0, 0.0], [0.0, 4.0, -6.0]]).double()
     _, gradient = ImagePotential(made).potential(x, 1.0)
     assert bool(((gradient * x).sum(0) > 0).all()) and bool(gradient.isfinite().all())
+    # as strongly as far points push each other, or they would escape
+    expected, slope = mean_power(x, made.draw(30_000, seeded(1)), 1.0)
+    value, _ = ImagePotential(made).potential(x, 1.0)
+    assert torch.allclose(gradient, slope, atol=2e-3) and torch.allclose(value, expected, atol=4e-3)
 
 
 def test_what_is_no_density_is_refused_with_advice() -> None:
