@@ -1,4 +1,4 @@
-"""A curve that falls: the discrepancy of particles over time, the distance of patches over steps."""
+"""A curve that falls: discrepancy of particles over time, or distance of patches over steps."""
 
 from __future__ import annotations
 

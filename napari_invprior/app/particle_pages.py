@@ -39,10 +39,13 @@ class Page(QWidget):
     ----------
     title, verb, about : str
         Its name in the list, the word on its button, and what it does in a sentence.
+    has_curve : bool
+        Whether its job falls along a curve.
     """
 
     changed = Signal()
     title = verb = about = ""
+    has_curve = False
 
     def __init__(self, viewer: ViewerModel, regions: Regions = lambda _: []) -> None:
         super().__init__()
@@ -169,6 +172,7 @@ class FlowPage(Page):
     """Particles flow to an image or to points."""
 
     title, verb = "Let particles flow", "Flow"
+    has_curve = True
     about = "Particles are drawn to the target and push each other away; a movie comes out."
 
     def fill(self) -> None:
@@ -223,6 +227,7 @@ class HalftonePage(Page):
     """An image in dots."""
 
     title, verb = "Halftone an image", "Place dots"
+    has_curve = True
     about = "Dots of one size say the image: as many everywhere as it is dark, at even distances."
 
     def fill(self) -> None:
@@ -349,6 +354,7 @@ class TexturePage(Page):
     """New patches and textures."""
 
     title, verb = "Make patches and textures", "Generate"
+    has_curve = True
     about = "New patches, as a stack, and a texture that look like the reference."
 
     def fill(self) -> None:

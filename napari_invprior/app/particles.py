@@ -7,7 +7,7 @@ from typing import Any
 import napari
 from napari.layers import Points
 from qtpy.QtCore import QSize
-from qtpy.QtWidgets import QScrollArea, QStackedWidget, QToolButton, QVBoxLayout
+from qtpy.QtWidgets import QApplication, QScrollArea, QStackedWidget, QToolButton, QVBoxLayout
 
 from napari_invprior.app.controls import FAULT, GOOD, Line, Picker, Sentence, push, row
 from napari_invprior.app.curve_plot import CurvePlot
@@ -70,6 +70,8 @@ class Particles(Dock):
             "Add points", "Add a Points layer on the shown image, ready to click seeds into it.",
             self._add_points,
         )
+        self.script = push("Copy as script", "Copy a Python script that does the last run again.",
+                           self._copy_script)
         self.bar = progress_bar("How far the job is.")
         self.about = Line("What is missing, what runs, and at the end what came out.", 2)
         self.curve = CurvePlot()
@@ -80,7 +82,7 @@ class Particles(Dock):
         outer.addLayout(row(self.list, self.gear))
         outer.addWidget(self.purpose)
         outer.addWidget(self.stack, 1)
-        outer.addLayout(row(self.go, self.cancel, 1, self.add_points))
+        outer.addLayout(row(self.go, self.cancel, 1, self.add_points, self.script))
         outer.addWidget(self.bar)
         outer.addWidget(self.about)
         outer.addWidget(self.curve)
@@ -192,6 +194,8 @@ class Particles(Dock):
         self.cancel.setEnabled(not idle and self.run.runner.state != "stopping")
         self.list.setEnabled(idle)
         self.stack.setEnabled(idle)
+        self.script.setEnabled(self.run.outcome is not None)
+        self.curve.setVisible(page.has_curve)
         self.add_points.setVisible(bool({"start", "points"} & page.pickers.keys()))
 
     # ---- a run
@@ -235,6 +239,12 @@ class Particles(Dock):
                 self.curve.clear(CURVES["discrepancy"])
                 self.curve.show_curve(metrics["times"], metrics["discrepancies"])
         self._update()
+
+    def _copy_script(self) -> None:
+        from napari_invprior import recipes
+
+        QApplication.clipboard().setText(recipes.script(self.run.outcome.recipe))
+        self.message.say("The script is on the clipboard.")
 
     def _say(self, text: str, warning: bool) -> None:
         self.message.say(text, FAULT if warning else "")

@@ -142,6 +142,7 @@ class ParticlesRun(QObject):
         self.outcome: Any = None
         self.fault = ""
         self.made: list[Layer] = []
+        self._earlier: list[Layer] = []
         self._task: Task | None = None
         self._begin = 0.0
 
@@ -151,6 +152,7 @@ class ParticlesRun(QObject):
             self.said.emit("another dock runs a job; wait for it or cancel it there", True)
             return False
         self._task = prepare(self.viewer, recipe)
+        self._earlier += self.made
         self.outcome, self.fault, self.made = None, "", []
         self._begin = time.monotonic()
         return self.runner.start(self._task.name, self._task.job)
@@ -209,8 +211,13 @@ class ParticlesRun(QObject):
                 notification_manager.receive_error(type(error), error, error.__traceback__)
         if end.value is not None and task is not None:
             self.outcome = end.value
+            for layer in self._earlier:
+                layer.visible = False
+            self._earlier.clear()
             for output in end.value.layers:
                 self._keep(output, task)
+            if task.name == "generate":
+                self.viewer.reset_view()  # they lie beside the reference
         self.ended.emit(end.how, time.monotonic() - self._begin)
 
     def _keep(self, output: Any, task: Task) -> None:

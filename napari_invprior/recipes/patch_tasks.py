@@ -56,13 +56,13 @@ def comparison(inputs: Any, should_stop: ShouldStop) -> Job:
         test = same_points(x, y, recipe.two_sample, seed=recipe.seed)
     else:
         yield Message(
-            "the patches of each image count as independent draws of it; long-range structure "
-            "can make p too small"
+            "cells of an image count as independent draws of it; structure larger than a cell "
+            "makes p too small"
         )
         test, counts = same_patches(
             inputs.sides[0], inputs.sides[1], recipe.two_sample, seed=recipe.seed
         )
-        metrics["patches"] = list(counts)
+        metrics["cells"] = list(counts)
     median, most = test.quantiles((0.5, 0.95))
     metrics |= {
         "statistic": test.statistic, "p_value": test.p_value,
