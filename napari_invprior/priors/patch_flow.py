@@ -249,7 +249,8 @@ class PatchFlow:
             return {}
         lines = directions(LINES, len(found), torch.Generator().manual_seed(0))
         held_out = SlicedTarget(self._held_out, Directions(lines), found.shape[1])
-        real = self.targets[:, : found.shape[1]]
+        order = torch.randperm(self.targets.shape[1], generator=torch.Generator().manual_seed(1))
+        real = self.targets[:, order[: found.shape[1]]]  # in the order of the image otherwise
         return {
             "distance_generated": float(held_out.distance(found)),
             "distance_real": float(held_out.distance(real)),

@@ -194,20 +194,24 @@ def _scene(inputs: Inputs) -> tuple[Density | None, Target | None, Frame, Tensor
     start = None if inputs.points is None else torch.from_numpy(inputs.points.array.T.copy())
     if inputs.problem.observation is not None:
         density = _density(inputs)
+        _require_one_space(start, density.ndim)
         middle = density.to_pixels(torch.zeros(density.ndim, 1))
         return density, ImagePotential(density), density, middle if start is None else start
     if inputs.target_points is not None:
         goal = torch.from_numpy(inputs.target_points.array.T.copy())
-        if start is not None and len(start) != len(goal):
-            raise InvalidInput(
-                f"the start has {len(start)} coordinates, the target {len(goal)}: both must live "
-                "in one space"
-            )
+        _require_one_space(start, len(goal))
         frame = BoxFrame([goal])
         middle = frame.to_pixels(torch.zeros(len(goal), 1))
         return None, Cloud(frame.to_points(goal)), frame, middle if start is None else start
     start = torch.zeros(2, 1, dtype=torch.float64) if start is None else start
     return None, None, BoxFrame([start]), start
+
+
+def _require_one_space(start: Tensor | None, dim: int) -> None:
+    if start is not None and len(start) != dim:
+        raise InvalidInput(
+            f"the start has {len(start)} coordinates, the target {dim}: both must live in one space"
+        )
 
 
 def _density(inputs: Inputs) -> Density:
