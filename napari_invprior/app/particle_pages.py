@@ -15,6 +15,7 @@ from napari_invprior.app.forms import LABEL_WIDTH, Form
 from napari_invprior.app.layers import (
     PREVIEW,
     images_of,
+    layer_or_none,
     possible_dimensions,
     recipe_of,
     role_of,
@@ -157,6 +158,13 @@ class Page(QWidget):
         """Whether the layer of that name is an image."""
         return any(image.name == name for image in images_of(self.viewer))
 
+    def emptiness(self, key: str) -> str:
+        """That the chosen layer of points holds none; empty when all is well."""
+        layer = layer_or_none(self.viewer, self.choice(key))
+        if isinstance(layer, Points) and not len(layer.data):
+            return f"{layer.name!r} is empty: click some points into it."
+        return ""
+
     def reference(self, key: str) -> dict[str, Any]:
         """A reference with the regions that the workbench holds on it."""
         name = self.choice(key) or ""
@@ -203,7 +211,7 @@ class FlowPage(Page):
     def missing(self) -> str:
         if self.choice("start") is not None and self.choice("start") == self.choice("target"):
             return "Start and target are one layer: choose another start."
-        return ""
+        return self.emptiness("start") or self.emptiness("target")
 
     def recipe(self) -> dict[str, Any]:
         found: dict[str, Any] = {"task": "particles", "flow": self.scheme.choice()}
@@ -264,8 +272,7 @@ class DensityPage(Page):
     def missing(self) -> str:
         if self.choice("points") is None:
             return "Add a Points layer first."
-        layer = next(x for x in self.viewer.layers if x.name == self.choice("points"))
-        return "" if len(layer.data) else f"{layer.name!r} is empty: click some points into it."
+        return self.emptiness("points")
 
     def recipe(self) -> dict[str, Any]:
         found = {"task": "density", "points": {"layer": self.choice("points")},

@@ -40,6 +40,7 @@ class Particles(Dock):
         self.run = ParticlesRun(self.viewer, self)
         self.pages: list[Page] = [page(self.viewer, self._regions) for page in PAGES]
         self._watched: list[Any] = []
+        self._lacked = "-"
         self._lay_out()
         self._connect()
         self._on_layers()
@@ -188,8 +189,9 @@ class Particles(Dock):
         self.go.setText(page.verb)
         self.go.setToolTip(page.about)
         missing = page.missing()
-        if idle and (missing or self.about.property("tone") == FAULT):
+        if idle and (missing or self.about.text() == self._lacked):
             self.about.say(missing, FAULT if missing else "")
+        self._lacked = missing or "-"
         self.go.setEnabled(idle and not missing)
         self.cancel.setEnabled(not idle and self.run.runner.state != "stopping")
         self.list.setEnabled(idle)

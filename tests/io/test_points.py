@@ -19,7 +19,10 @@ from napari_invprior.sources import PointSource
 finite = st.floats(-1e6, 1e6)
 
 
-@given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=finite))
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
+
+
+@given(hnp.arrays(np.float64, SHAPES, elements=finite))
 def test_round_trip(tmp_path: Path, array: np.ndarray) -> None:
     path = tmp_path / "points.csv"
     path.write_bytes(points_csv(array))

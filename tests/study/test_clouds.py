@@ -120,11 +120,17 @@ def test_p_values_of_one_material_are_not_small_and_of_two_they_are() -> None:
 
 
 def test_points_with_large_coordinates_compare() -> None:
-    x = 1e5 + torch.randn((3, 60), generator=seeded(0), dtype=torch.float64)
-    y = 1e5 + torch.randn((3, 60), generator=seeded(1), dtype=torch.float64)
     chosen = SamenessParameters(permutations=99)
-    assert same_points(x, y, chosen).p_value > 0.05
+    x, y = torch.randn((2, 3, 60), generator=seeded(3), dtype=torch.float64)
+    near, far = same_points(x, y, chosen), same_points(x + 1e5, y + 1e5, chosen)
+    assert far.p_value == near.p_value
+    assert far.statistic == pytest.approx(near.statistic, abs=1e-6)
     assert same_points(x, y + 1, chosen).p_value <= 0.01
+    values = []
+    for k in range(30):
+        pair = torch.randn((2, 3, 60), generator=seeded(100 + k), dtype=torch.float64)
+        values.append(same_points(pair[0], pair[1], chosen).p_value)
+    assert np.mean(np.array(values) <= 0.05) < 0.15
     with pytest.raises(InvalidInput, match="one space"):
         same_points(x, y[:2], chosen)
     with pytest.raises(InvalidInput, match="at least 10"):
