@@ -45,3 +45,17 @@ class Source(Parameters):
                 f"give exactly one of 'path', 'layer', 'sample' (given: {given or 'none'})"
             )
         return self
+
+
+class PointSource(Parameters):
+    """One set of points. Exactly one of ``path`` and ``layer`` is given."""
+
+    path: str | None = parameter(None, "File: CSV as napari writes it, or NPY (points, axes).")
+    layer: str | None = parameter(None, "Name of points handed over in memory (a layer).")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PointSource:
+        given = [n for n in ("path", "layer") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of 'path', 'layer' (given: {given or 'none'})")
+        return self

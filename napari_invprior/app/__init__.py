@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Compare", "Uncertainty", "Workbench", "open_demo"]
+__all__ = ["Compare", "Particles", "Uncertainty", "Workbench", "open_demo"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from napari_invprior.app.compare import Compare
 
         return Compare
+    if name == "Particles":
+        from napari_invprior.app.particles import Particles
+
+        return Particles
     if name == "Uncertainty":
         from napari_invprior.app.uncertainty import Uncertainty
 

@@ -6,6 +6,7 @@ from napari.components import ViewerModel
 from napari.layers import Layer
 
 from napari_invprior.app.layers import META, recipe_of
+from napari_invprior.recipes.requirements import CLOUD_TASKS
 
 MAP = "map"
 """Role of layers that say something about a result."""
@@ -14,8 +15,9 @@ COMPARED = "compared"
 UNCERTAINTY = "uncertainty"
 """Role of what a sampler found: the uncertainty dock shows it."""
 
-NO_RESULTS = ("study", "estimate_operator")
-"""Tasks whose layers are no results to step through: truth and baselines of a study, a kernel."""
+NO_RESULTS = ("study", "estimate_operator", *CLOUD_TASKS)
+"""Tasks whose layers are no results to step through: truth and baselines of a study, a kernel,
+points and maps."""
 
 
 class History:

@@ -13,8 +13,11 @@ from napari_invprior.image import Image
 from napari_invprior.jobs import Message
 from napari_invprior.memory import free_bytes
 from napari_invprior.physics.base import Physics
+from napari_invprior.points import PointSet
+from napari_invprior.recipes.clouds import check_clouds
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.requirements import CLOUD_TASKS
 from napari_invprior.reconstruct.tiles import estimated_bytes
 
 
@@ -35,7 +38,10 @@ def adjoint_mismatch(physics: Physics, space: tuple[int, ...], seed: int = 0) ->
     return abs(left - right) / max(float(y.norm() * v.norm()), 1e-300)
 
 
-def check_recipe(recipe: Recipe, arrays: Mapping[str, Image] | None = None) -> dict[str, Any]:
+def check_recipe(
+    recipe: Recipe, arrays: Mapping[str, Image] | None = None,
+    points: Mapping[str, PointSet] | None = None,
+) -> dict[str, Any]:
     """Load the data, test the operator and estimate what a run will need.
 
     Raises
@@ -43,6 +49,8 @@ def check_recipe(recipe: Recipe, arrays: Mapping[str, Image] | None = None) -> d
     InvalidInput
         If the run would be refused.
     """
+    if recipe.task in CLOUD_TASKS:
+        return check_clouds(recipe, arrays or {}, points or {})
     messages: list[str] = []
     problem: Problem | None = None
     for item in prepare(recipe, arrays or {}):

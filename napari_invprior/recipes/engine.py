@@ -19,11 +19,14 @@ from napari_invprior.io.bundles import load_prior
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.unobserved import complete_operator
+from napari_invprior.points import PointSet
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
+from napari_invprior.recipes.clouds import Found, run_clouds
 from napari_invprior.recipes.layers import OutputLayer, image_layer, map_layer, provenance
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.operator import Estimate, estimate
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.requirements import CLOUD_TASKS
 from napari_invprior.recipes.sample import sample
 from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
@@ -55,6 +58,7 @@ def run(
     prior: Prior | None = None,
     should_stop: ShouldStop = never,
     folder: Path | None = None,
+    points: Mapping[str, PointSet] | None = None,
 ) -> Job:
     """Run a recipe as a job; the last event is a `Result` with an `Outcome`.
 
@@ -72,6 +76,8 @@ def run(
     folder : Path, optional
         Where samples are written while they come, as ``result.ome.zarr/samples``; they stay in
         memory by default.
+    points : mapping of str to PointSet, optional
+        Points in memory for point sources of the form ``{"layer": name}``.
 
     Raises
     ------
@@ -80,7 +86,10 @@ def run(
     JobError
         The computation failed.
     """
-    return jobs.guard(_run(Recipe.parse(recipe), arrays or {}, prior, should_stop, folder))
+    parsed = Recipe.parse(recipe)
+    if parsed.task in CLOUD_TASKS:
+        return jobs.guard(_run_cloud(parsed, arrays or {}, points or {}, should_stop))
+    return jobs.guard(_run(parsed, arrays or {}, prior, should_stop, folder))
 
 
 def execute(
@@ -89,6 +98,15 @@ def execute(
     """Run a recipe to its end and return its `Outcome`; see `run` for the options."""
     outcome: Outcome = jobs.run(run(recipe, **options))
     return outcome
+
+
+def _run_cloud(
+    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet],
+    should_stop: ShouldStop,
+) -> Job:
+    start = time.monotonic()
+    found: Found = yield from forward(run_clouds(recipe, arrays, points, should_stop))
+    yield Result(_outcome(found.problem, found.layers, found.metrics, None, start))
 
 
 def _run(

@@ -29,7 +29,8 @@ class OutputLayer:
     geometry : Geometry
         Placement of the space axes.
     kind : str
-        ``"image"`` or ``"labels"``.
+        ``"image"``, ``"labels"`` or ``"points"``: rows of coordinates in samples of the grid,
+        after the numbers of ``frames``.
     metadata : dict
         Provenance: the completed recipe, versions, digests, figures.
     rgb : bool

@@ -13,8 +13,15 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 from napari_invprior import registry
 from napari_invprior.errors import InvalidInput, nearest
 from napari_invprior.parameters import Parameters, parameter, validate
-from napari_invprior.sources import Box, Interval, Source
+from napari_invprior.recipes.requirements import CLOUD_TASKS, lacking
+from napari_invprior.sources import Box, Interval, PointSource, Source
 from napari_invprior.study.baselines import BASELINES
+from napari_invprior.study.generated import GenerateParameters
+from napari_invprior.study.point_density import PointDensityParameters
+from napari_invprior.study.sameness import SamenessParameters
+from napari_invprior.study.typicality import TypicalityParameters
+from napari_invprior.transport.density import TargetParameters
+from napari_invprior.transport.halftone import HalftoneParameters
 
 VERSION = 1
 
@@ -62,6 +69,7 @@ NoiseChoice = Annotated[Any, BeforeValidator(partial(_choose, "noise")), _SERIAL
 PriorChoice = Annotated[Any, BeforeValidator(partial(_choose, "prior")), _SERIALISE]
 SolverChoice = Annotated[Any, BeforeValidator(partial(_choose, "solver")), _SERIALISE]
 SamplerChoice = Annotated[Any, BeforeValidator(partial(_choose, "sampler")), _SERIALISE]
+FlowChoice = Annotated[Any, BeforeValidator(partial(_choose, "flow")), _SERIALISE]
 
 
 class Polygon(Parameters):
@@ -133,12 +141,15 @@ class Recipe(Parameters):
     """
 
     version: Literal[1] = parameter(VERSION, "Version of this language.")
-    task: Literal["reconstruct", "sample", "fit", "propose", "study", "estimate_operator"] = (
-        parameter(
-            "reconstruct",
-            "Reconstruct, sample plausible images, train a prior, propose one, study several "
-            "methods, or estimate the operator from a registered pair.",
-        )
+    task: Literal[
+        "reconstruct", "sample", "fit", "propose", "study", "estimate_operator",
+        "particles", "halftone", "density", "typicality", "two_sample", "generate",
+    ] = parameter(
+        "reconstruct",
+        "Reconstruct, sample plausible images, train a prior, propose one, study several methods, "
+        "estimate the operator from a registered pair; let particles flow, halftone an image, map "
+        "the density of points, map how typical places are, compare two images or point sets, or "
+        "generate patches and textures.",
     )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
@@ -187,6 +198,33 @@ class Recipe(Parameters):
         None, "Baselines of a study; all that are available by default."
     )
 
+    points: PointSource | None = parameter(
+        None, "Points: the start of a flow (its middle by default), what a density map counts, or "
+        "one side of a comparison; in pixels of the observation where there is one.", unit="px",
+    )
+    target_points: PointSource | None = parameter(
+        None, "Points that particles flow to, or the other side of a comparison.", unit="px"
+    )
+    target: TargetParameters = parameter(
+        TargetParameters(), "How the observation becomes the density that points follow."
+    )
+    flow: FlowChoice = parameter(
+        {"kind": "particle"}, "How particles move.", validate_default=True
+    )
+    halftone: HalftoneParameters = parameter(HalftoneParameters(), "Dots of a halftone.")
+    density: PointDensityParameters = parameter(
+        PointDensityParameters(), "Kernel of a density map."
+    )
+    typicality: TypicalityParameters = parameter(
+        TypicalityParameters(), "Patches and kernel of a map of typical places."
+    )
+    two_sample: SamenessParameters = parameter(
+        SamenessParameters(), "The test that compares two images or point sets."
+    )
+    generate: GenerateParameters = parameter(
+        GenerateParameters(), "What is generated, and how."
+    )
+
     @field_validator("study_baselines")
     @classmethod
     def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -200,6 +238,11 @@ class Recipe(Parameters):
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
+        if self.task in CLOUD_TASKS:
+            missing = lacking(self)
+            if missing:
+                raise ValueError(missing)
+            return self
         if self.task == "estimate_operator":
             self._require_pair()
         elif self.task != "fit" and self.observation is None:

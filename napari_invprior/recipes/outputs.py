@@ -11,6 +11,7 @@ import numpy as np
 from napari_invprior.io.bundles import save_prior
 from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr import write_image
+from napari_invprior.io.points import points_csv
 from napari_invprior.recipes.engine import Outcome
 from napari_invprior.recipes.picture import table_png
 from napari_invprior.study.table import Row, as_csv
@@ -36,6 +37,11 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, str] = {}
     for layer in outcome.layers:
+        if layer.kind == "points":
+            path = folder / f"{layer.name}.csv"
+            write_atomic(path, points_csv(layer.array))
+            outputs[layer.name] = str(path)
+            continue
         group = folder / "result.ome.zarr" / layer.name
         outputs[layer.name] = str(group)
         if not isinstance(layer.array, np.ndarray):  # written while it came

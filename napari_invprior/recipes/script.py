@@ -25,6 +25,16 @@ arrays = {{name: image_from_layer(viewer.layers[name]) for name in {names}}}
 outcome = recipes.execute(recipe, arrays=arrays)
 """
 
+_WITH_POINTS = """# In napari's console the layers are at hand; elsewhere load the arrays yourself.
+from napari_invprior.app.layers import image_from_layer
+from napari_invprior.app.point_layers import points_from_layer
+
+arrays = {{name: image_from_layer(viewer.layers[name]) for name in {names}}}
+onto = {onto}
+points = {{name: points_from_layer(viewer.layers[name], onto) for name in {points}}}
+outcome = recipes.execute(recipe, arrays=arrays, points=points)
+"""
+
 _FOOTER = """print(outcome.metrics)
 recipes.write_outcome(outcome, "invprior-output")
 """
@@ -45,6 +55,13 @@ def layer_names(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def point_names(recipe: Recipe) -> list[str]:
+    """Names of all layers of points that the recipe refers to, each once."""
+    sources = (recipe.points, recipe.target_points)
+    names = [s.layer for s in sources if s is not None and s.layer is not None]
+    return list(dict.fromkeys(names))
+
+
 def script(recipe: Recipe) -> str:
     """Python source that runs the recipe and writes its results.
 
@@ -57,5 +74,11 @@ def script(recipe: Recipe) -> str:
     """
     text = _HEADER.format(recipe=pprint.pformat(recipe.to_dict(), sort_dicts=False, width=88))
     names = layer_names(recipe)
-    text += _WITH_LAYERS.format(names=names) if names else _WITHOUT_LAYERS
+    points = point_names(recipe)
+    if points:
+        shown = recipe.observation.layer if isinstance(recipe.observation, Source) else None
+        onto = None if shown is None else f"viewer.layers[{shown!r}]"
+        text += _WITH_POINTS.format(names=names, points=points, onto=onto)
+    else:
+        text += _WITH_LAYERS.format(names=names) if names else _WITHOUT_LAYERS
     return text + _FOOTER

@@ -17,11 +17,28 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.numerics.hilbert import hilbert_order
+from napari_invprior.parameters import Parameters, parameter
 
 FAR_BLURS, FAR_WEIGHT = (0.1, 0.2, 0.5), 0.01
 """Wide blurs, in longest edges, that are added so that no place is quite empty."""
 
 Drawing = Literal["stratified", "independent"]
+
+
+class TargetParameters(Parameters):
+    """How grey values become a density of points."""
+
+    mass: Literal["dark", "bright"] = parameter(
+        "dark", "Where points go: to dark places, as ink does, or to bright ones."
+    )
+    blur: float = parameter(
+        0.1, "Standard deviation of a Gaussian blur of the image.", unit="px", ge=0, le=1000,
+        advanced=True,
+    )
+    background: float = parameter(
+        FAR_WEIGHT, "Weight of wide blurs, which lead points across empty places; 0 for none.",
+        ge=0, le=1, advanced=True,
+    )
 
 
 class Density:

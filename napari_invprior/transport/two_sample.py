@@ -64,6 +64,7 @@ def two_sample_test(
     method: Method = "auto",
     tolerance: float = 1e-2,
     slices: int | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> TwoSampleTest:
     """Test whether the columns of (d, N) and (d, M) come from one distribution.
@@ -76,6 +77,9 @@ def two_sample_test(
         As for `kernel_sum_with_error`; the tolerance is that of ``K 1``.
     permutations : int
         Random relabellings; the smallest p-value is one by their number plus 1.
+    groups : tuple of Tensor, optional
+        Group (N,) and (M,) of each point, counted from 0 in each cloud, where points of a group
+        are no independent draws: whole groups are relabelled then.
     generator : torch.Generator, optional
         Source of the permutations (CPU); the same ones at every call by default.
 
@@ -105,7 +109,9 @@ def two_sample_test(
     if kernel.has_scale and scale is None:
         scale = median_scale(x, y)
     cloud = torch.cat([x.detach(), y.detach()], 1)
-    batches = _labellings(x.shape[1], y.shape[1], permutations, generator)
+    if groups is None:
+        groups = torch.arange(x.shape[1]), torch.arange(y.shape[1])
+    batches = _labellings(*groups, permutations, generator)
     weights = [torch.cat([torch.ones_like(u[:1]), u]).to(cloud) for u in batches]
     decided = kernel_sum_with_error(
         cloud, cloud, weights[0], kernel,
@@ -121,7 +127,7 @@ def two_sample_test(
     at_zero = float(kernel.value(cloud.new_zeros(1)))
     first, *rest = torch.cat(
         [
-            _statistics(w[1:].double(), s.double(), x.shape[1], at_zero)
+            _statistics(w[1:].double(), s.double(), at_zero)
             for w, s in zip(weights, sums, strict=True)
         ]
     ).tolist()
@@ -131,16 +137,21 @@ def two_sample_test(
 
 
 def _labellings(
-    n: int, m: int, permutations: int, generator: torch.Generator
+    first: Tensor, second: Tensor, permutations: int, generator: torch.Generator
 ) -> list[Tensor]:
     """Indicators of the first cloud (B, n + m) in batches, the given labels first."""
-    rows = [torch.arange(n + m) < n]
-    rows += [torch.randperm(n + m, generator=generator) < n for _ in range(permutations)]
-    return list(torch.stack(rows).double().split(max(1, BATCH_NUMBERS // (n + m))))
+    n = int(first.max()) + 1
+    groups = torch.cat([first, second + n])
+    total = n + int(second.max()) + 1
+    rows = [torch.arange(total) < n]
+    rows += [torch.randperm(total, generator=generator) < n for _ in range(permutations)]
+    labels = torch.stack(rows)[:, groups].double()
+    return list(labels.split(max(1, BATCH_NUMBERS // len(groups))))
 
 
-def _statistics(u: Tensor, sums: Tensor, n: int, at_zero: float) -> Tensor:
+def _statistics(u: Tensor, sums: Tensor, at_zero: float) -> Tensor:
     """Unbiased squared discrepancies (B,) of labellings u (B, n + m) from ``K 1`` and ``K u``."""
+    n = u.sum(1)
     m = u.shape[1] - n
     both, total = u @ sums[0], sums[0].sum()
     inside = (u * sums[1:]).sum(1)

@@ -33,6 +33,17 @@ def test_written_results_open_in_place(tmp_path):
     assert layer.metadata[META]["recipe"]["solver"]["kind"] == "total_variation"
 
 
+def test_points_open_as_layers(tmp_path):
+    recipe = {"task": "particles", "flow": {"kind": "particle", "particles": 9, "final_time": 0.3}}
+    outcome = recipes.execute(recipe)
+    recipes.write_outcome(outcome, tmp_path)
+    viewer = ViewerModel()
+    assert add_results(viewer, tmp_path) == ["particles"]
+    layer = viewer.layers["particles"]
+    assert layer.axis_labels[0] == "frame"
+    assert np.allclose(layer.data, outcome.layers[0].array, atol=1e-6)
+
+
 def test_a_turned_result_opens_turned(tmp_path):
     turn = np.array([[0.0, -1.0], [1.0, 0.0]])
     place = Geometry((0.5, 0.5), (3.0, 4.0), rotate=turn)

@@ -76,7 +76,7 @@ def within_bounds(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("kind", ["physics", "noise", "prior", "solver"])
+@pytest.mark.parametrize("kind", ["physics", "noise", "prior", "solver", "flow"])
 @given(data=st.data())
 def test_every_method_accepts_its_bounds(kind: str, data: st.DataObject) -> None:
     chosen = data.draw(within_bounds(kind))

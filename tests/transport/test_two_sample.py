@@ -79,3 +79,19 @@ def test_what_does_not_fit_is_refused() -> None:
         two_sample_test(x, x, permutations=0)
     with pytest.raises(InvalidInput, match="not finite"):
         two_sample_test(x, x / 0)
+
+
+def test_whole_groups_change_sides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # twelve copies of each of eight draws: as single points they would prove anything
+    alone, grouped = [], []
+    for _ in range(40):
+        x, y = (normal(8, 2, generator).repeat_interleave(12, 1) for _ in range(2))
+        groups = torch.arange(8).repeat_interleave(12)
+        options: dict[str, Any] = {"permutations": 39, "generator": generator}
+        alone.append(two_sample_test(x, y, "energy", **options).p_value)
+        grouped.append(
+            two_sample_test(x, y, "energy", groups=(groups, groups), **options).p_value
+        )
+    assert np.mean(np.array(alone) <= 0.05) > 0.5
+    assert np.mean(np.array(grouped) <= 0.05) < 0.15
