@@ -22,7 +22,7 @@ class MalaParameters(ChainParameters):
     """Chains and acceptance."""
 
     acceptance: Annotated[float, Field(ge=0.1, le=0.95)] = parameter(
-        0.574, "Share of the moves to accept; the step adapts to it while warming up.",
+        0.57, "Share of the moves to accept; the step adapts to it while warming up.",
         advanced=True,
     )
 
