@@ -148,7 +148,7 @@ class ConditionalMMD(DrawingPrior):
 
     def _networks(self, masked: bool, seed: int = 0) -> tuple[Centre, FlowChain]:
         """A new centre and an empty chain."""
-        size, channels = SIZE[self.parameters.preset], self.joint_channels
+        size, channels = SIZE[self.parameters.preset][self.ndim], self.joint_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             centre = Centre(self.ndim, channels, masked=masked, size=size).to(self.device)
@@ -236,7 +236,7 @@ class ConditionalMMD(DrawingPrior):
 
     def _require_memory(self, samples: int, *, training: bool) -> None:
         """Refuse what a network cannot hold: so many samples at once."""
-        size = SIZE[self.parameters.preset]
+        size = SIZE[self.parameters.preset][self.ndim]
         copies = FEATURE_COPIES * (1 + 2 * size.blocks * training)
         require(
             4 * copies * size.base * samples, f"a network on {samples} samples",

@@ -11,9 +11,10 @@ from napari_invprior.networks.unet import UNetSize
 from napari_invprior.parameters import Parameters, overlaid, parameter
 
 USUAL_EDGE = {"fast": {2: 24, 3: 10}, "paper": {2: 100, 3: 24}}
+PAPER = UNetSize(32, (1, 1, 2, 2, 4, 4), 2, normalised=False)
 SIZE = {
-    "fast": UNetSize(16, (1, 2), 1, normalised=False),
-    "paper": UNetSize(32, (1, 1, 2, 2, 4, 4), 2, normalised=False),
+    "fast": {n: UNetSize(base, (1, 2), 1, normalised=False) for n, base in ((2, 16), (3, 12))},
+    "paper": {2: PAPER, 3: PAPER},
 }
 
 Edge = Annotated[int, Field(ge=2, le=256)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class DrawingPrior(PatchPrior):
         That of the data that `estimate` is given; see `at_operator`.
     """
 
+    parameters: Any
     has_gradient = False
     operator: Physics | None = None
 
