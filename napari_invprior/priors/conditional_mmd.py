@@ -300,7 +300,7 @@ class ConditionalMMD(DrawingPrior):
         assert operator is not None and centre is not None
         first = self.as_planes(operator.start(y).float().to(self.device))
         space = tuple(first.shape[2:])
-        margins = _margins(operator, self.ndim)
+        margins = _margins(operator, space, self.patch)
         self._require_memory(
             len(first) * math.prod(n + sum(m) for n, m in zip(space, margins, strict=True)),
             training=False,
@@ -384,9 +384,15 @@ class ConditionalMMD(DrawingPrior):
             check_entry(state, f"chain.{name}", shape, self.name)
 
 
-def _margins(operator: Physics, ndim: int) -> list[tuple[int, int]]:
-    """Samples before and behind the image on each axis; a block of it begins the whole."""
-    factor, begin = phase(operator)
-    least = MARGIN[ndim]
-    return [(least + (-b - least) % f, least) for b, f in zip(begin, factor, strict=True)]
+def _margins(
+    operator: Physics, space: Sequence[int], patch: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Samples before and behind the image on each axis; a block of it begins the whole.
 
+    None where windows were whole images: the networks know their borders.
+    """
+    least = [MARGIN[len(space)] if n > p else 0 for n, p in zip(space, patch, strict=True)]
+    factor, begin = phase(operator)
+    return [
+        (m + (-b - m) % f, m) for m, b, f in zip(least, begin, factor, strict=True)
+    ]
