@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_invprior.errors import InvalidInput, JobError
-from napari_invprior.jobs import Event, ShouldStop, Stage, never
+from napari_invprior.jobs import Event, Result, ShouldStop, Stage, never
 from napari_invprior.networks.unet import UNet, UNetSize
 from napari_invprior.priors.simulated_pairs import Pairs
 
@@ -146,10 +146,13 @@ def fit_centre(
 
 
 @torch.no_grad()
-def middles(centre: Centre, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Middle, spread and condition of all pairs."""
-    firsts = pairs.first.split(ROWS)
+def middles(centre: Centre, pairs: Pairs) -> Iterator[Event]:
+    """Middle, spread and condition of all pairs, as the `Result`."""
+    firsts, stage = pairs.first.split(ROWS), Stage("centre", len(pairs.first))
     seen = (None,) * len(firsts) if pairs.seen is None else pairs.seen.split(ROWS)
-    parts = [centre(first, known) for first, known in zip(firsts, seen, strict=True)]
-    middle, spread, condition = (torch.cat(part) for part in zip(*parts, strict=True))
-    return middle, spread, condition
+    parts: list[Middle] = []
+    for first, known in zip(firsts, seen, strict=True):
+        parts.append(centre(first, known))
+        if stage.due():
+            yield stage.progress(len(parts) * ROWS)
+    yield Result(Middle(*(torch.cat(part) for part in zip(*parts, strict=True))))

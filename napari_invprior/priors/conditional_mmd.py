@@ -27,8 +27,13 @@ from napari_invprior.numerics.reflect import pad_reflect, pad_wrapped
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.centre import Centre, fit_centre, middles
-from napari_invprior.priors.conditional_plan import SIZE, USUAL_EDGE, ConditionalMMDParameters
+from napari_invprior.priors.centre import ROWS, Centre, fit_centre, middles
+from napari_invprior.priors.conditional_plan import (
+    SIZE,
+    USUAL_EDGE,
+    ConditionalMMDParameters,
+    draw_slices,
+)
 from napari_invprior.priors.drawn import DrawingPrior
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.simulated_pairs import Pairs, phase, simulated_pairs
@@ -37,10 +42,7 @@ from napari_invprior.registry import register
 from napari_invprior.transport.displacement import Fitting
 from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
 from napari_invprior.transport.local_slices import as_columns, as_images
-from napari_invprior.transport.slice_draws import DirectionDraw, LocalDraw, SliceDraw
 
-BLOCK, SIZES = 7, 2
-"""Edge of the smallest windows that local slices look at, px, and how many sizes there are."""
 MARGIN = {2: 16, 3: 8}
 """Samples by which images are continued, so that no network sees their border."""
 FEATURE_COPIES = 8
@@ -187,7 +189,7 @@ class ConditionalMMD(DrawingPrior):
             references, operator, measurement.noise, self, self.plan.pairs, generator
         )
         self._require_memory(self.plan.batch * math.prod(self.patch), training=True)
-        if not self.is_fitted or self._mismatch(operator):
+        if not self.is_fitted or not self.chain.networks or self._mismatch(operator):
             centre, chain = self._networks(pairs.seen is not None, seed)
             centre.measure(pairs)
             yield from fit_centre(
@@ -196,6 +198,8 @@ class ConditionalMMD(DrawingPrior):
                 should_stop=should_stop,
             )
             centre.requires_grad_(False).eval()
+            if should_stop():  # some noise to start from is all that is left to learn
+                pairs = pairs.first_of(ROWS)
         else:
             assert self._centre is not None
             centre, chain = self._centre, self.chain
@@ -207,7 +211,7 @@ class ConditionalMMD(DrawingPrior):
         should_stop: ShouldStop,
     ) -> Iterator[Event]:
         """Add networks to the chain, which is adopted before the first one."""
-        middle, spread, condition = middles(centre, pairs)
+        middle, spread, condition = yield from forward(middles(centre, pairs))
         targets = as_columns((pairs.truth - middle) / spread)
         known = as_columns(condition) * self.parameters.condition_weight
 
@@ -223,16 +227,11 @@ class ConditionalMMD(DrawingPrior):
         )
         self._centre, self._chain, self._factor = centre, chain, phase(operator)[0]
         self.operator = operator
+        draw = draw_slices(self.parameters, torch.cat([targets, known]), self.patch)
         yield from forward(chain.train(
-            targets, self._slices(torch.cat([targets, known])), target_condition=known,
+            targets, draw, target_condition=known,
             particles=chain.count, plan=plan, seed=seed, show=show, should_stop=should_stop,
         ))
-
-    def _slices(self, joint: Tensor) -> SliceDraw:
-        lines = self.parameters.lines
-        if self.plan.slices == "whole":
-            return DirectionDraw(joint, lines)
-        return LocalDraw(joint, self.patch, patch=BLOCK, scales=SIZES, count=lines)
 
     def _require_memory(self, samples: int, *, training: bool) -> None:
         """Refuse what a network cannot hold: so many samples at once."""

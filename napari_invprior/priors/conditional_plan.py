@@ -1,15 +1,29 @@
-"""What can be chosen for a conditional MMD flow, and its presets."""
+"""What can be chosen for a conditional MMD flow, its presets, and the slices that follow."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
+from napari_invprior.memory import require
 from napari_invprior.networks.unet import UNetSize
 from napari_invprior.parameters import Parameters, overlaid, parameter
+from napari_invprior.transport.slice_draws import (
+    FEWEST_LINES,
+    MOST_LINES,
+    DirectionDraw,
+    LocalDraw,
+    SliceDraw,
+)
 
+BLOCK, SIZES = 7, 2
+"""Edge of the smallest parts that local slices look at, px, and how many sizes there are."""
+LARGEST_BASIS = 512
+"""Numbers of a pair beyond which orthogonal lines take longer than they save."""
 USUAL_EDGE = {"fast": {2: 24, 3: 10}, "paper": {2: 100, 3: 24}}
 PAPER = UNetSize(32, (1, 1, 2, 2, 4, 4), 2, normalised=False)
 SIZE = {
@@ -96,8 +110,9 @@ class ConditionalMMDParameters(Parameters):
         None, "Compare by lines through small parts of the windows, or through all of them.",
         advanced=True,
     )
-    lines: Annotated[int, Field(ge=1, le=100_000)] | None = parameter(
-        None, "Lines per step of the flow; empty: by the size of what they run through.",
+    lines: Annotated[int, Field(ge=1, le=20_000)] | None = parameter(
+        None, "Lines per step of the flow; empty: by the size of what they run through, a quarter "
+        "of the numbers of a pair where that is all of it.",
         advanced=True,
     )
     condition_weight: float = parameter(
@@ -108,3 +123,19 @@ class ConditionalMMDParameters(Parameters):
     def plan(self) -> Plan:
         """The preset with every field that is given."""
         return overlaid(PRESETS[self.preset], self)
+
+
+def draw_slices(
+    parameters: ConditionalMMDParameters, joint: Tensor, patch: Sequence[int]
+) -> SliceDraw:
+    """Where the slices of a flow come from, for pairs (d, N) of windows of edges ``patch``."""
+    whole, lines = parameters.plan().slices == "whole", parameters.lines
+    if whole and lines is None:
+        lines = max(FEWEST_LINES, len(joint) // 4)
+    require(
+        8 * (lines or MOST_LINES) * 3 * sum(joint.shape),
+        f"{lines or MOST_LINES} lines through {joint.shape[1]} pairs", "lower lines or pairs",
+    )
+    if whole:
+        return DirectionDraw(joint, lines, "iid" if len(joint) > LARGEST_BASIS else "auto")
+    return LocalDraw(joint, patch, patch=BLOCK, scales=SIZES, count=lines)

@@ -53,6 +53,11 @@ class Pairs(NamedTuple):
     first: Tensor
     seen: Tensor | None
 
+    def first_of(self, count: int) -> Pairs:
+        """The first ``count`` pairs, at most."""
+        seen = None if self.seen is None else self.seen[:count]
+        return Pairs(self.truth[:count], self.first[:count], seen)
+
 
 def simulated_pairs(
     references: Sequence[Reference],

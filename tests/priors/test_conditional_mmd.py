@@ -188,7 +188,7 @@ def test_the_centre_learns_middle_and_spread() -> None:
     known = centre.requires_grad_(False)(first, None)
     off, at_first = ((m - first**2).square().mean().sqrt() for m in (known.middle, first))
     assert float(off) < 0.3 * float(at_first)
-    assert float((known.spread / (0.2 * first).clamp_min(0.02)).log().abs().mean()) < 0.15
+    assert float((known.spread / (0.2 * first).clamp_min(0.02)).log().abs().mean()) < 0.25
 
 
 def test_training_goes_on_where_it_was() -> None:
@@ -237,6 +237,8 @@ def test_a_stop_before_the_first_network_leaves_middle_and_noise() -> None:
     fresh = ConditionalMMD(prior.parameters, ndim=2)
     fresh.load_state(prior.state())
     assert fresh.is_fitted
+    jobs.run(fresh.fit([Reference(picture(30, 30))], measurement=Measurement(None, physics, NOISE)))
+    assert len(fresh.chain.networks) == 1
 
 
 def test_what_cannot_be_learnt_is_refused() -> None:
