@@ -77,36 +77,47 @@ def test_linear_gaussian(show: Show) -> None:
     assert distance <= 3e-4
 
 
-def test_bimodal_posterior(show: Show) -> None:
-    generator = torch.Generator().manual_seed(0)
+def bimodal(seed: int) -> list[float]:
+    """W1 to the exact posterior at three y, share of positive samples there, and joint D^2."""
+    generator = torch.Generator().manual_seed(0)  # of another seed than the noise, or it knows x
     x = torch.randn((1, 2000), generator=generator)
     y = x**2 + 0.2 * torch.randn((1, 2000), generator=generator)
     joint = torch.cat([x, y])
     draw = DirectionDraw(joint, 16)
     chain = FlowChain(lambda: Perceptron(2, 1), (1,))
     plan = ChainPlan(
-        blocks=7, first=8, growth=64, most=64, step=0.5 / draw.unit, patience=99,
+        blocks=7, first=8, growth=64, most=64, step=0.5 / draw.unit, momentum=0, patience=99,
         fitting=Fitting(800, 256, 2e-3),
     )
-    # not the seed of the pairs: the same uniform numbers would make the noise know them
-    run(chain.train(x, draw, target_condition=y, plan=plan, seed=1))
+    run(chain.train(x, draw, target_condition=y, plan=plan, seed=seed))
     grid = torch.linspace(-4, 4, 4001, dtype=torch.float64)
-    found = []
-    for at, most in ((0.25, 0.06), (1.0, 0.12), (2.0, 0.14)):
+    distances, shares = [], []
+    for at in (0.25, 1.0, 2.0):
         samples = chain.sample(4000, 7, torch.full((1, 4000), at))[0]
         density = torch.exp(-grid**2 / 2 - (grid**2 - at) ** 2 / (2 * 0.2**2))
-        w1 = wasserstein_distance(samples.numpy(), grid.numpy(), v_weights=density.numpy())
-        found.append((at, w1, most, float((samples > 0).float().mean())))
-    fresh = chain.sample(2000, 8, y)
-    distance = float(energy_distance(torch.cat([fresh, y]), joint))
+        distances.append(
+            wasserstein_distance(samples.numpy(), grid.numpy(), v_weights=density.numpy())
+        )
+        shares.append(float((samples > 0).float().mean()))
+    fresh = torch.cat([chain.sample(2000, 8, y), y])
+    return [*distances, *shares, float(energy_distance(fresh, joint))]
+
+
+def test_bimodal_posterior(show: Show) -> None:
+    """The sheet gives figures of one run; runs differ by a quarter: the median of five counts."""
+    runs = np.array([bimodal(seed) for seed in range(1, 6)])
+    middle = np.median(runs, 0)
+    worst = runs.max(0)
     show(
-        "bimodal: " + "; ".join(
-            f"y = {at:g}: W1 {w1:.3f} (at most {most}), positive {share:.3f} (0.5 +- 0.1)"
-            for at, w1, most, share in found
-        ) + f"; joint D^2 of fresh points {distance:.2g} (6e-4)"
+        "bimodal, median of five seeds (worst): W1 " + ", ".join(
+            f"{middle[k]:.3f} ({worst[k]:.3f}; at most {most}) at y = {at:g}"
+            for k, (at, most) in enumerate(((0.25, 0.06), (1, 0.12), (2, 0.14)))
+        ) + f"; positive {runs[:, 3:6].min():.3f} to {runs[:, 3:6].max():.3f} (0.5 +- 0.1); joint "
+        f"D^2 of fresh points {middle[6]:.2g} ({worst[6]:.2g}; 6e-4)"
     )
-    assert all(w1 <= most and abs(share - 0.5) <= 0.1 for _, w1, most, share in found)
-    assert distance <= 6e-4
+    assert (middle[:3] <= [0.06, 0.12, 0.14]).all()
+    assert (abs(runs[:, 3:6] - 0.5) <= 0.1).all()
+    assert middle[6] <= 6e-4
 
 
 def test_ranks_are_uniform(show: Show) -> None:
