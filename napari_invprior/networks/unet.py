@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,15 @@ class UNetSize:
         Channels of each level, in units of ``base``; each level is half as fine as the last.
     blocks : int
         Residual blocks per level.
+    normalised : bool
+        Whether features are normalised over the whole image. Without it, what a network does at
+        one place depends on what lies around it alone, and small images teach it about large ones.
     """
 
     base: int
     multipliers: tuple[int, ...]
     blocks: int
+    normalised: bool = True
 
 
 PAPER = UNetSize(32, (1, 2, 4), 2)
@@ -46,8 +50,8 @@ SMALL = UNetSize(16, (1, 2), 1)
 class UNet(nn.Module):
     """Residual blocks at several scales with connections between equal ones.
 
-    Group norm and SiLU, the last convolution starts at zero. An image whose edges are no multiple
-    of the coarsest scale is continued by its border, and the result is cropped.
+    Group norm (if any) and SiLU, the last convolution starts at zero. An image whose edges are no
+    multiple of the coarsest scale is continued by its border, and the result is cropped.
 
     Parameters
     ----------
@@ -68,6 +72,7 @@ class UNet(nn.Module):
     def __init__(self, ndim: int, inputs: int, outputs: int, size: UNetSize = PAPER) -> None:
         super().__init__()
         conv, self.ndim = convolution_of(ndim), ndim
+        norm = _norm if size.normalised else nn.Identity
         widths = [size.base * m for m in size.multipliers]
         self.multiple = 2 ** (len(widths) - 1)
         self.first = conv(inputs, widths[0], 3, padding=1)
@@ -75,21 +80,23 @@ class UNet(nn.Module):
         kept, now = [widths[0]], widths[0]
         for level, width in enumerate(widths):
             for _ in range(size.blocks):
-                self.down.append(_Residual(ndim, now, width))
+                self.down.append(_Residual(ndim, now, width, norm))
                 now = width
                 kept.append(now)
             if level < len(widths) - 1:
                 self.down.append(conv(now, now, 3, stride=2, padding=1))
                 kept.append(now)
-        self.middle = nn.Sequential(_Residual(ndim, now, now), _Residual(ndim, now, now))
+        self.middle = nn.Sequential(
+            _Residual(ndim, now, now, norm), _Residual(ndim, now, now, norm)
+        )
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(size.blocks + 1):
-                self.up.append(_Residual(ndim, now + kept.pop(), width))
+                self.up.append(_Residual(ndim, now + kept.pop(), width, norm))
                 now = width
             if level > 0:
                 finer = nn.Sequential(nn.Upsample(scale_factor=2), conv(now, now, 3, padding=1))
                 self.up.append(finer)
-        self.last = nn.Sequential(_norm(now), nn.SiLU(), conv(now, outputs, 3, padding=1))
+        self.last = nn.Sequential(norm(now), nn.SiLU(), conv(now, outputs, 3, padding=1))
         _zero(self.last[2])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,14 +117,16 @@ class UNet(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two normalised convolutions, and the input added."""
+    """Two convolutions, normalised or not, and the input added."""
 
-    def __init__(self, ndim: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, ndim: int, inputs: int, outputs: int, norm: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__()
         conv = convolution_of(ndim)
         self.inner = nn.Sequential(
-            _norm(inputs), nn.SiLU(), conv(inputs, outputs, 3, padding=1),
-            _norm(outputs), nn.SiLU(), conv(outputs, outputs, 3, padding=1),
+            norm(inputs), nn.SiLU(), conv(inputs, outputs, 3, padding=1),
+            norm(outputs), nn.SiLU(), conv(outputs, outputs, 3, padding=1),
         )
         self.around = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
 

@@ -1,4 +1,4 @@
-"""Mirror padding (edges not repeated, any margin) and its exact adjoint, axis by axis."""
+"""Mirror padding (edges not repeated, any margin) and its exact adjoint; periodic padding."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def pad_reflect(x: Tensor, margins: Margins) -> Tensor:
     for axis, margin in enumerate(margins, x.ndim - len(margins)):
         if any(margin):
             x = x.index_select(axis, mirrored_index(x.shape[axis], margin).to(x.device))
+    return x
+
+
+def pad_wrapped(x: Tensor, margins: Margins) -> Tensor:
+    """Continue the last ``len(margins)`` axes by their opposite ends.
+
+    Examples
+    --------
+    >>> pad_wrapped(torch.tensor([1, 2, 3]), [(1, 4)]).tolist()
+    [3, 1, 2, 3, 1, 2, 3, 1]
+    """
+    for axis, (before, behind) in enumerate(margins, x.ndim - len(margins)):
+        n = x.shape[axis]
+        x = x.index_select(axis, (torch.arange(-before, n + behind) % n).to(x.device))
     return x
 
 

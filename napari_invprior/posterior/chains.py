@@ -25,13 +25,13 @@ from napari_invprior.jobs import (
     never,
 )
 from napari_invprior.memory import require
+from napari_invprior.numerics.moments import Moments
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.posterior.base import Posterior, Sampler
 from napari_invprior.posterior.diagnostics import GOOD_RHAT, Convergence, Traces
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
-from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import (
     DIFFERENCE,
     ROUGH_DIFFERENCE,

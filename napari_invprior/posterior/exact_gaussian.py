@@ -15,6 +15,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Preview, Result, Sample, ShouldStop, Stage, never
 from napari_invprior.memory import require
 from napari_invprior.numerics.krylov import conjugate_gradient
+from napari_invprior.numerics.moments import Moments
 from napari_invprior.numerics.reflect import pad_reflect_adjoint
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
@@ -22,7 +23,6 @@ from napari_invprior.physics.noise import GaussianNoise, Noise
 from napari_invprior.posterior.base import Posterior, Sampler
 from napari_invprior.posterior.chains import slope
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
-from napari_invprior.posterior.moments import Moments
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
 from napari_invprior.priors.base import Prior
 from napari_invprior.priors.gmm import GaussianMixture

@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_invprior.jobs import Event, Job, Result, ShouldStop, Stage, forward, never
+from napari_invprior.errors import InvalidInput
+from napari_invprior.jobs import Event, Job, Result, Sample, ShouldStop, Stage, forward, never
 from napari_invprior.networks.conditional_flow import PAPER, SMALL, Condition, ConditionalFlow
 from napari_invprior.parameters import parameter
-from napari_invprior.physics.blocks import from_blocks
+from napari_invprior.physics.base import Physics
+from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
 from napari_invprior.priors.data_network import (
@@ -203,6 +205,31 @@ class WPPFlow(DataNetworkPrior):
         least = min(len(stack) for stack in stacks)
         yield Result(torch.cat([stack[:least] for stack in stacks], 1))
 
+    def draws(
+        self, y: Tensor, physics: Physics, count: int, *, seed: int = 0,
+        should_stop: ShouldStop = never,
+    ) -> Job:
+        """See `drawn.DrawsImages`: no pairs here, each image has noise of its own."""
+        operator, space = complete_operator(physics), tuple(y.shape[2:])
+        _ = self.net
+        if operator.mask is not None or block_factor(operator) != self._factor:
+            raise InvalidInput(
+                f"the flow learnt for an operator of factor {self._factor} without a mask; train "
+                "it for this operator"
+            )
+        stage, drawn = Stage("sample", count), 0
+        for event in self._images(y, count, seed, stage, 0, paired=False):
+            if not isinstance(event, Sample):
+                yield event
+                continue
+            image = from_blocks(event.image, operator, space).movedim(1, 0)[0]
+            drawn = event.slot + 1
+            yield Sample(event.slot, image)
+            if should_stop():
+                break
+        yield stage.progress(drawn)
+        yield Result(drawn)
+
     def maps(
         self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
     ) -> Job:
@@ -232,34 +259,46 @@ class WPPFlow(DataNetworkPrior):
             maps.append(Map("samples", torch.stack(frames), unit="image"))
         yield Result(maps)
 
-    @torch.no_grad()
     def _posterior(
         self, y: Tensor, stage: Stage, frame: int, kept: int, seed: int, should_stop: ShouldStop,
         count: int | None = None,
     ) -> Iterator[Event]:
         """Running moments of samples of one frame (1, C, *space); the `Result` is a `Posterior`."""
         count = self.parameters.samples if count is None else count
-        net = self.net
-        assert isinstance(net, ConditionalFlow)
-        inside = partial(self._border.inside, space=tuple(y.shape[2:]), factor=self._factor)
-        single = self._border.continued(as_single(y).to(self.device), net.data_multiple)
-        condition = Condition(single, first_image(single, self._factor))
-        generator = torch.Generator().manual_seed(seed)
         samples: list[Tensor] = []
-        z = squares = mean = torch.zeros_like(condition.first)
-        for number in range(count):
-            # the second of a pair has the opposite noise: their mean is that of many more samples
-            z = -z if number % 2 else net.latent(condition, generator)
-            for x, _log_det in net.stepwise(z, condition):  # noqa: B007
-                if stage.due():
-                    yield stage.progress(frame * count + number)
-            change = x - mean
-            mean = mean + change / (number + 1)
-            squares = squares + change * (x - mean)
+        number, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for event in self._images(y, count, seed, stage, frame * count, paired=True):
+            if not isinstance(event, Sample):
+                yield event
+                continue
+            x, number = event.image, event.slot
+            change = x - mean.to(x)
+            mean = mean.to(x) + change / (number + 1)
+            squares = squares.to(x) + change * (x - mean)
             if number < kept:
-                samples.append(inside(x))
+                samples.append(x)
             if should_stop():
                 break
         yield stage.progress(frame * count + number + 1)
-        std = (squares / max(1, number)).sqrt()
-        yield Result(Posterior(inside(mean), inside(std), samples))
+        yield Result(Posterior(mean, (squares / max(1, number)).sqrt(), samples))
+
+    @torch.no_grad()
+    def _images(
+        self, y: Tensor, count: int, seed: int, stage: Stage, done: int, *, paired: bool
+    ) -> Iterator[Event]:
+        """Progress, and a `Sample` (C, 1, *fine) on the block grid for each image of one frame.
+
+        The second of a pair has the opposite noise: their mean is that of many more samples.
+        """
+        net = self.net
+        assert isinstance(net, ConditionalFlow)
+        single = self._border.continued(as_single(y).to(self.device), net.data_multiple)
+        condition = Condition(single, first_image(single, self._factor))
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.zeros_like(condition.first)
+        for slot in range(count):
+            z = -z if paired and slot % 2 else net.latent(condition, generator)
+            for x, _log_det in net.stepwise(z, condition):  # noqa: B007
+                if stage.due():
+                    yield stage.progress(done + slot)
+            yield Sample(slot, self._border.inside(x, tuple(y.shape[2:]), self._factor))

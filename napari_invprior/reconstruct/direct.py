@@ -38,6 +38,17 @@ class AdaptsToNoise(Protocol):
         """The estimator for data of this noise variance."""
 
 
+@runtime_checkable
+class AdaptsToOperator(Protocol):
+    """An estimator that is told the operator at hand, which may have a mask.
+
+    Its images lie on the operator's own grid.
+    """
+
+    def at_operator(self, physics: Physics) -> Estimator:
+        """The estimator for data of this operator."""
+
+
 class DirectParameters(Parameters):
     """Nothing to choose: the prior has learnt all of it."""
 
@@ -46,7 +57,7 @@ class DirectParameters(Parameters):
     kind="solver",
     name="direct",
     title="Estimate of the prior (one pass)",
-    papers=("2009.07520", "2201.08157"),
+    papers=("2009.07520", "2201.08157", "2310.03054"),
     inputs=("observation", "prior"),
     outputs=("reconstruction",),
 )
@@ -77,10 +88,15 @@ class Direct(Solver):
     ) -> Job:
         operator = complete_operator(physics)
         estimator: object = prior
+        if isinstance(estimator, AdaptsToOperator):
+            return estimator.at_operator(operator).estimate(
+                y, seed=seed, should_stop=should_stop
+            )
         if not isinstance(estimator, Estimator) or operator.mask is not None:
             raise InvalidInput(
                 "the one-pass estimate needs a prior that was trained for this operator; choose "
-                "the PCA-GMM or a network (not for inpainting), or another solver"
+                "the PCA-GMM or a network (not for inpainting), the conditional MMD flow, or "
+                "another solver"
             )
         if isinstance(estimator, AdaptsToNoise):
             estimator = estimator.at_noise(noise.variance_level(y))

@@ -95,6 +95,8 @@ class FlowChain:
 
     Attributes
     ----------
+    network : callable
+        As given.
     networks : list of nn.Module
         In the order of their use.
 
@@ -114,7 +116,7 @@ class FlowChain:
     def __init__(
         self, network: Callable[[], nn.Module], shape: Sequence[int], *, coloured: bool = False
     ) -> None:
-        self._network, self.shape, self.coloured = network, tuple(shape), coloured
+        self.network, self.shape, self.coloured = network, tuple(shape), coloured
         self.networks: list[nn.Module] = []
         self._scales: list[float] = []
         self._moments = torch.tensor([0.0, 1.0])
@@ -126,6 +128,16 @@ class FlowChain:
     def dim(self) -> int:
         """Numbers of a point."""
         return math.prod(self.shape)
+
+    @property
+    def started(self) -> bool:
+        """Whether there are particles, and so noise to start from."""
+        return self._particles is not None
+
+    @property
+    def count(self) -> int | None:
+        """Particles that the chain was trained with, and goes on with."""
+        return None if self._particles is None else self._particles.shape[1]
 
     # --- use --------------------------------------------------------------------------------
 
@@ -151,6 +163,24 @@ class FlowChain:
         for block in range(len(self.networks)):
             x = self.apply(block, x, condition)
         return x
+
+    def resized(self, shape: Sequence[int]) -> FlowChain:
+        """The same networks for points of another shape: images of a size that is not trained.
+
+        Raises
+        ------
+        InvalidInput
+            If the chain starts from noise with a covariance, which is of one size.
+        """
+        start = self._start
+        if start is None or self.coloured:
+            raise InvalidInput("only a trained chain that starts from white noise has other sizes")
+        other = copy.copy(self)
+        other.shape = tuple(shape)
+        other._start = NoiseLike(
+            start.mean[:1].expand(other.dim), start.root[:1].expand(other.dim, 1)
+        )
+        return other
 
     @torch.no_grad()
     def apply(self, block: int, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -194,12 +224,13 @@ class FlowChain:
             As many as targets by default.
         condition, target_condition : Tensor, optional
             (k, N) and (k, M), see `ParticleFlow`; those of the targets serve both where only they
-            are given.
+            are given. The particles of a chain that goes on keep theirs.
         show : callable, optional
             Makes a picture of points (d, n).
         """
         plan = plan or ChainPlan()
         condition = target_condition if condition is None else condition
+        condition = self._condition if self.networks else condition
         count = particles or (targets if condition is None else condition).shape[1]
         x = self._begin(targets, count, condition, seed)
         flow = ParticleFlow(
@@ -276,7 +307,7 @@ class FlowChain:
         scale = float(moved.double().square().mean().sqrt())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = copy.deepcopy(self.networks[-1]) if self.networks else self._network()
+            net = copy.deepcopy(self.networks[-1]) if self.networks else self.network()
         net.to(before.device)
         rows = self._rows(joined(before, self._condition, "particles"))
         wanted = (moved / max(scale, 1e-30)).T.reshape(len(rows), *self.shape)
@@ -311,7 +342,7 @@ class FlowChain:
                 raise InvalidInput(f"chain: {name!r} is missing or no row of numbers")
         networks = []
         for block in range(len(state["scales"])):
-            prefix, net = f"networks.{block:03d}.", self._network()
+            prefix, net = f"networks.{block:03d}.", self.network()
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             try:
                 net.load_state_dict(own)

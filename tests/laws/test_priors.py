@@ -13,6 +13,7 @@ from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Prior, Reference
 from napari_invprior.priors.data_network import DataNetworkPrior
+from napari_invprior.priors.drawn import DrawingPrior, DrawsImages
 from napari_invprior.priors.patchwise import PatchPotential
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -25,6 +26,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "pca_gmm": {"components": 4, "rank": 8, "steps": 4},
     "wppnet": {"reference_patches": 100, "steps": 3, "tile": 8, "tiles": 2},
     "wppflow": {"reference_patches": 100, "steps": 3, "centre_steps": 2, "tile": 8, "tiles": 2},
+    "conditional_mmd": {
+        "pairs": 150, "centre_steps": 2, "networks": 1, "steps": 3, "first_flow": 2, "batch": 8,
+    },
 }
 """Parameters that make a fit take a second."""
 
@@ -62,8 +66,8 @@ def measurement(prior: Prior) -> Measurement:
 
 
 def fit(prior: Any, references: list[Reference], **options: Any) -> jobs.Job:
-    """`Prior.fit`, with data for the priors that learn from them."""
-    if isinstance(prior, DataNetworkPrior):
+    """`Prior.fit`, with data for the priors that learn from them or for their operator."""
+    if isinstance(prior, DataNetworkPrior | DrawingPrior):
         options["measurement"] = measurement(prior)
     job: jobs.Job = prior.fit(references, **options)
     return job
@@ -91,12 +95,37 @@ def prior(
     return priors[method.name, ndim]
 
 
+def drawn(prior: Any, count: int = 2, **options: Any) -> torch.Tensor:
+    """Images (count, C, *space) that a prior draws for the data of `measurement`."""
+    given, images = measurement(prior), []
+    assert given.y is not None
+    jobs.run(
+        prior.draws(given.y, given.physics, count, **options),
+        lambda event: images.append(event.image) if isinstance(event, jobs.Sample) else None,
+    )
+    return torch.stack(images)
+
+
+def answer(prior: Prior, x: torch.Tensor) -> torch.Tensor:
+    """What a prior has to say: its potential of the images, or images that it draws."""
+    return prior.g(x) if prior.has_gradient else drawn(prior)
+
+
 EACH = pytest.mark.parametrize(
     "prior", [pytest.param(p.values, id=p.id) for p in PRIORS], indirect=True
 )
+WITH_GRADIENT = [p for p in PRIORS if p.values[0].cls.has_gradient]  # type: ignore[union-attr,attr-defined]
+EACH_GRADIENT = pytest.mark.parametrize(
+    "prior", [pytest.param(p.values, id=p.id) for p in WITH_GRADIENT], indirect=True
+)
+EACH_DRAWING = pytest.mark.parametrize(
+    "prior",
+    [pytest.param(p.values, id=p.id) for p in PRIORS if hasattr(p.values[0].cls, "draws")],  # type: ignore[union-attr]
+    indirect=True,
+)
 
 
-@EACH
+@EACH_GRADIENT
 def test_gradient_is_the_derivative(prior: Prior) -> None:
     x = texture(prior.ndim, seed=5)[None].contiguous()
     gradient = prior.grad(x)
@@ -107,7 +136,7 @@ def test_gradient_is_the_derivative(prior: Prior) -> None:
     assert float(difference) == pytest.approx(slope, rel=0.02)
 
 
-@EACH
+@EACH_GRADIENT
 def test_batches_agree_with_single_images(prior: Prior) -> None:
     x = torch.stack([texture(prior.ndim, seed=5), texture(prior.ndim, seed=6)])
     together = prior.g(x)
@@ -116,7 +145,7 @@ def test_batches_agree_with_single_images(prior: Prior) -> None:
     assert torch.allclose(prior.grad(x)[1:], prior.grad(x[1:]), rtol=1e-3, atol=1e-4)
 
 
-@EACH
+@EACH_GRADIENT
 def test_random_grids_and_draws_are_unbiased(prior: Prior) -> None:
     if not isinstance(prior, PatchPotential):
         return  # a discrepancy is no mean over patches: tests/priors/test_discrepancy.py
@@ -141,8 +170,9 @@ def test_state_round_trip_is_exact(prior: Prior) -> None:
     again.load_state({name: tensor.clone() for name, tensor in prior.state().items()})
     x = texture(prior.ndim, seed=7)[None]
     assert again.is_fitted
-    assert torch.equal(again.g(x), prior.g(x))
-    assert torch.equal(again.grad(x), prior.grad(x))
+    assert torch.equal(answer(again, x), answer(prior, x))
+    if prior.has_gradient:
+        assert torch.equal(again.grad(x), prior.grad(x))
 
 
 @EACH
@@ -160,7 +190,7 @@ def test_bad_states_are_refused_by_name(prior: Prior) -> None:
         assert not again.is_fitted
 
 
-@EACH
+@EACH_GRADIENT
 def test_plausible_images_have_the_smaller_potential(prior: Prior) -> None:
     x = texture(prior.ndim, seed=8)[None]
     noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -172,7 +202,7 @@ def test_plausible_images_have_the_smaller_potential(prior: Prior) -> None:
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)
 def test_same_seed_same_prior(method: registry.Method, ndim: int) -> None:
     x = texture(ndim, seed=7)[None]
-    assert torch.equal(fitted(method, ndim).g(x), fitted(method, ndim).g(x))
+    assert torch.equal(answer(fitted(method, ndim), x), answer(fitted(method, ndim), x))
 
 
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)
@@ -189,8 +219,11 @@ def test_channels(method: registry.Method, ndim: int, channels: str) -> None:
     assert shown[-1].shape[1:] == (2 if channels == "joint" else 1, *prior.patch)
     x = texture(ndim, seed=3, channels=2)[None]
     assert prior.dim == 3**ndim * (2 if channels == "joint" else 1)
-    assert prior.g(x).shape == (1,)
-    assert prior.grad(x).shape == x.shape
+    if prior.has_gradient:
+        assert prior.g(x).shape == (1,)
+        assert prior.grad(x).shape == x.shape
+    else:
+        assert drawn(prior).shape[:2] == (2, 2)
 
 
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)
@@ -216,6 +249,9 @@ def test_identical_patches_give_finite_numbers(  # rows 46 and 47
     image = tile.repeat(1, *(30 // edge if ndim == 2 else 12 // edge,) * ndim)
     prior = method.cls(method.parameters(patch_size=edge, **QUICK[method.name]), ndim=ndim)
     jobs.run(fit(prior, [Reference(image)], seed=0))
+    if not prior.has_gradient:
+        assert bool(torch.isfinite(drawn(prior)).all())
+        return
     for x in (image, torch.full_like(image, 0.5), torch.zeros_like(image)):
         value, gradient = prior.subset_value_and_grad(x[None], generator)
         for found in (prior.g(x[None]), prior.grad(x[None]), value, gradient):
@@ -233,12 +269,12 @@ def test_masked_and_missing_samples_are_never_learnt(method: registry.Method, nd
     for candidate in (image, spoiled):
         prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
         jobs.run(fit(prior, [Reference(candidate, mask)], seed=1))
-        results.append(prior.g(image[None]))
+        results.append(answer(prior, image[None]))
     assert torch.equal(*results)
     spoiled[..., -5:] = torch.nan
     prior = method.cls(method.parameters(patch_size=3, **QUICK[method.name]), ndim=ndim)
     jobs.run(fit(prior, [Reference(spoiled)], seed=1))
-    assert torch.equal(prior.g(image[None]), results[0])
+    assert torch.equal(answer(prior, image[None]), results[0])
 
 
 @pytest.mark.parametrize(("method", "ndim"), PRIORS)
@@ -246,9 +282,41 @@ def test_stopping_keeps_a_usable_state(method: registry.Method, ndim: int) -> No
     options = QUICK[method.name] | LONG.get(method.name, {})
     prior = method.cls(method.parameters(patch_size=3, **options), ndim=ndim)
     jobs.run(fit(prior, [Reference(texture(ndim))], seed=1))
-    before = float(prior.g(texture(ndim, seed=4)[None]))
+    before = answer(prior, texture(ndim, seed=4)[None])
     job = fit(prior, [Reference(texture(ndim))], seed=2)
     next(job)
     job.close()
     assert prior.is_fitted
-    assert float(prior.g(texture(ndim, seed=4)[None])) == pytest.approx(before, abs=1.0)
+    after = answer(prior, texture(ndim, seed=4)[None])
+    assert torch.allclose(after, before, rtol=1e-6, atol=1.0 if prior.has_gradient else 1e-6)
+
+
+@EACH
+def test_without_a_gradient_the_refusal_names_the_next_step(prior: Prior) -> None:
+    x = texture(prior.ndim, seed=5)[None]
+    for function in (prior.g, prior.grad):
+        if not prior.has_gradient:
+            with pytest.raises(InvalidInput, match="'direct'"):
+                function(x)
+
+
+@EACH_DRAWING
+def test_drawn_images_are_independent_and_follow_the_seed(prior: Any) -> None:
+    assert isinstance(prior, DrawsImages)
+    given, images = measurement(prior), drawn(prior, 4, seed=3)
+    assert given.y is not None
+    assert images.shape[2:] == given.physics.in_shape(given.y.shape[2:])
+    assert torch.equal(images[:2], drawn(prior, 2, seed=3)), "however many are asked for"
+    assert not torch.equal(images[:2], drawn(prior, 2, seed=4))
+    apart = (images - images.mean(0)).flatten(1)
+    likeness = torch.corrcoef(apart) - torch.eye(4)
+    # four centred vectors correlate with -1/3; pairs of opposite noise with -1 after each other
+    assert float((likeness + (1 - torch.eye(4)) / 3).abs().max()) < 0.3
+    assert len(drawn(prior, 4, should_stop=lambda: True)) == 1
+
+
+@EACH_DRAWING
+def test_drawing_for_another_operator_is_refused(prior: Any) -> None:
+    other = SuperResolution(SuperResolutionParameters(factor=3, blur_sigma=0.5), prior.ndim)
+    with pytest.raises(InvalidInput, match="train"):
+        jobs.run(prior.draws(torch.rand(1, 1, *(8,) * prior.ndim), other, 2))

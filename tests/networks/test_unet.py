@@ -43,6 +43,16 @@ def test_padding_continues_the_border() -> None:
     assert torch.allclose(net(x), net(longer)[:, :, :7])
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_only_normalised_networks_see_all_of_an_image(normalised: bool) -> None:
+    net = woken(UNet(2, 1, 1, UNetSize(4, (1, 2), 1, normalised))).double()
+    x = torch.rand(1, 1, 64, 8, dtype=torch.float64)
+    other = x.clone()
+    other[:, :, 48:] += 5
+    same = torch.allclose(net(x)[:, :, :8], net(other)[:, :, :8], atol=1e-9)
+    assert same is not normalised
+
+
 @pytest.mark.parametrize(("size", "weights"), [(PAPER, (3e6, 4e6)), (SMALL, (1e5, 2e5))])
 def test_sizes(size: UNetSize, weights: tuple[float, float]) -> None:
     count = sum(parameter.numel() for parameter in UNet(2, 1, 1, size).parameters())

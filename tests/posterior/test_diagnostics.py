@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from napari_invprior.numerics.moments import Moments
 from napari_invprior.posterior.diagnostics import (
     Convergence,
     Traces,
     effective_samples,
     split_rhat,
 )
-from napari_invprior.posterior.moments import Moments
 
 
 def autoregressive(rho: float, chains: int, draws: int, quantities: int) -> np.ndarray:

@@ -55,6 +55,31 @@ def test_images_and_conditions_pass_the_network_as_channels() -> None:
         made.sample(4, 0)
 
 
+def test_particles_keep_their_conditions_when_a_chain_goes_on() -> None:
+    made = chain(1)
+    run(made.train(moons(100, 0), target_condition=uniform(1, 100), plan=QUICK))
+    before = made.state()["condition"]
+    run(made.train(
+        moons(70, 1), target_condition=uniform(1, 70, 2), particles=made.count, plan=QUICK
+    ))
+    assert torch.equal(made.state()["condition"], before)
+    assert len(made.networks) == 4
+
+
+def test_images_of_another_size() -> None:
+    made = FlowChain(lambda: UNet(2, 2, 1, UNetSize(4, (1, 2), 1, normalised=False)), (1, 6, 6))
+    with pytest.raises(InvalidInput, match="only a trained chain"):
+        made.resized((1, 9, 7))
+    run(made.train(uniform(36, 60), target_condition=uniform(36, 60, 1), plan=QUICK))
+    large = made.resized((1, 9, 7))
+    x = large.noise(3, torch.Generator().manual_seed(0))
+    same = made.noise(3, torch.Generator().manual_seed(0))
+    assert x.shape == (63, 3)
+    assert large.apply(0, x, uniform(63, 3, 2)).shape == (63, 3)
+    assert abs(float(x.std() / same.std()) - 1) < 0.2
+    assert made.shape == (1, 6, 6)
+
+
 def test_a_saved_chain_draws_the_same_and_goes_on() -> None:
     y = moons(200, 0)
     first = chain()
