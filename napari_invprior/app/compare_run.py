@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any
 
 from napari.components import ViewerModel
 from napari.layers import Layer
-from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QObject, Signal
 
-from napari_invprior.app import preferences
+from napari_invprior.app.dock_run import DockRun
 from napari_invprior.app.history import COMPARED
-from napari_invprior.app.jobs import JobEnd, JobRunner
+from napari_invprior.app.jobs import JobEnd
 from napari_invprior.app.layers import META, free_name, layer_or_none, result_layer
 from napari_invprior.app.request import Request, request
 from napari_invprior.app.runs import RECONSTRUCT
 from napari_invprior.app.workbench import Workbench
-from napari_invprior.errors import InvPriorError
 from napari_invprior.io.files import write_atomic
-from napari_invprior.jobs import Event, Job, Message, Progress, Result, ShouldStop
+from napari_invprior.jobs import Event, Job, Result, ShouldStop
 from napari_invprior.study.compare import Compared
 from napari_invprior.study.lineup import Candidate
 from napari_invprior.study.table import Row, as_csv
@@ -66,41 +63,24 @@ def plan(bench: Workbench, ticked: Sequence[Candidate], *, ours: bool) -> Plan:
     return Plan(recipe, held, bench.data.ndim, bench.data.known_truth())
 
 
-class CompareRun(QObject):
+class CompareRun(DockRun):
     """Runs one comparison at a time and keeps what came of the last one.
 
     Signals
     -------
-    progressed : Progress
     finished_row : Row
-    said : str, bool
-        A sentence; whether it is a warning.
-    ended : str, float
-        ``"done"``, ``"cancelled"`` or ``"failed"``; seconds.
-    changed
-        The state of the job changed.
+        Besides those of `DockRun`.
     """
 
-    progressed = Signal(object)
     finished_row = Signal(object)
-    said = Signal(str, bool)
-    ended = Signal(str, float)
-    changed = Signal()
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
-        super().__init__(parent)
-        self.viewer = viewer
-        self.runner = JobRunner(self, preferences.cpu_threads)
-        self.runner.event.connect(self._on_event)
-        self.runner.ended.connect(self._on_end)
-        self.runner.state_changed.connect(lambda _: self.changed.emit())
+        super().__init__(viewer, parent)
         self.rows: list[Row] = []
         self.outcome: Any = None
         self.layer_of: dict[str, Layer] = {}
         self.truth: str | None = None
-        self.fault = ""
         self._request: Request | None = None
-        self._begin = 0.0
 
     @property
     def name(self) -> str:
@@ -114,33 +94,22 @@ class CompareRun(QObject):
 
     def start(self, wanted: Plan) -> bool:
         """Start a comparison; False (and a sentence) when another job runs."""
-        if JobRunner.process_is_busy():
-            self.said.emit("another dock runs a job; wait for it or cancel it there", True)
+        if not self._may_start():
             return False
         self._request = request(self.viewer, wanted.recipe, wanted.prior, wanted.ndim)
         self.rows, self.layer_of, self.outcome = [], {}, None
-        self.truth, self._begin = wanted.truth, time.monotonic()
+        self.truth = wanted.truth
         return self.runner.start(COMPARE, self._request.job)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Compared):
             self.rows.append(event.row)
-            self.said.emit(event.text, event.level == "warning")
+        super()._on_event(event)
+        if isinstance(event, Compared):
             self.finished_row.emit(event.row)
-        elif isinstance(event, Message):
-            self.said.emit(event.text, event.level == "warning")
-        elif isinstance(event, Progress):
-            self.progressed.emit(event)
 
     def _on_end(self, end: JobEnd) -> None:
-        if end.how == "failed" and end.error is not None:
-            self.fault = str(end.error)
-            if isinstance(end.error, InvPriorError):
-                show_error(self.fault)
-            else:
-                notification_manager.receive_error(
-                    type(end.error), end.error, end.error.__traceback__
-                )
+        self._tell_fault(end)
         if end.name != COMPARE:
             self.said.emit(f"wrote {end.value}" if end.how == "done" else self.fault,
                            end.how != "done")
@@ -148,7 +117,7 @@ class CompareRun(QObject):
         if end.value is not None and self._request is not None:
             self._keep(end.value, self._request)
         self._request = None
-        self.ended.emit(end.how, time.monotonic() - self._begin)
+        self._close(end)
 
     def _keep(self, outcome: Any, wanted: Request) -> None:
         """Rows with their intervals, and a hidden layer for each image."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Layer, Points
-from napari.utils.notifications import notification_manager, show_error
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject
 
-from napari_invprior.app import preferences
+from napari_invprior.app.dock_run import DockRun
 from napari_invprior.app.history import MAP
-from napari_invprior.app.jobs import JobEnd, JobRunner
+from napari_invprior.app.jobs import JobEnd
 from napari_invprior.app.layers import (
     META,
     PREVIEW,
@@ -35,9 +33,8 @@ from napari_invprior.app.point_layers import (
     space_geometry,
 )
 from napari_invprior.app.request import named_layers
-from napari_invprior.errors import InvPriorError
 from napari_invprior.geometry import Geometry
-from napari_invprior.jobs import Event, Job, Message, Preview, Progress, ShouldStop
+from napari_invprior.jobs import Event, Job, Preview, ShouldStop
 from napari_invprior.points import PointSet
 
 FLOWING = "flowing particles"
@@ -113,58 +110,30 @@ def prepare(viewer: ViewerModel, recipe: dict[str, Any]) -> Task:
     return task
 
 
-class ParticlesRun(QObject):
-    """Runs one task at a time.
-
-    Signals
-    -------
-    progressed : Progress
-    said : str, bool
-        A sentence; whether it is a warning.
-    ended : str, float
-        ``"done"``, ``"cancelled"`` or ``"failed"``; seconds.
-    changed
-        The state of the job changed.
-    """
-
-    progressed = Signal(object)
-    said = Signal(str, bool)
-    ended = Signal(str, float)
-    changed = Signal()
+class ParticlesRun(DockRun):
+    """Runs one task at a time and keeps what came of it."""
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
-        super().__init__(parent)
-        self.viewer = viewer
-        self.runner = JobRunner(self, preferences.cpu_threads)
-        self.runner.event.connect(self._on_event)
-        self.runner.ended.connect(self._on_end)
-        self.runner.state_changed.connect(lambda _: self.changed.emit())
+        super().__init__(viewer, parent)
         self.outcome: Any = None
-        self.fault = ""
         self.made: list[Layer] = []
         self._earlier: list[Layer] = []
         self._task: Task | None = None
-        self._begin = 0.0
 
     def start(self, recipe: dict[str, Any]) -> bool:
         """Start; False (and a sentence) when another job runs. Raises `InvalidInput`."""
-        if JobRunner.process_is_busy():
-            self.said.emit("another dock runs a job; wait for it or cancel it there", True)
+        if not self._may_start():
             return False
         self._task = prepare(self.viewer, recipe)
         self._earlier += self.made
-        self.outcome, self.fault, self.made = None, "", []
-        self._begin = time.monotonic()
+        self.outcome, self.made = None, []
         return self.runner.start(self._task.name, self._task.job)
 
     # ---- while it runs
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Message):
-            self.said.emit(event.text, event.level == "warning")
-        elif isinstance(event, Progress):
-            self.progressed.emit(event)
-        elif isinstance(event, Preview) and self._task is not None:
+        super()._on_event(event)
+        if isinstance(event, Preview) and self._task is not None:
             self._move(np.asarray(event.array), self._task)
 
     def _flowing(self) -> Points | None:
@@ -180,16 +149,11 @@ class ParticlesRun(QObject):
             return
         if layer is not None:
             self.viewer.layers.remove(layer)
-        self._add(points_layer(
+        self._add_quietly(points_layer(
             places, task.geometry or Geometry.identity(places.shape[1]), name=FLOWING,
             size=dot_size(task.space(), places, len(places)),
             metadata={META: {"role": PREVIEW}},
         ))
-
-    def _add(self, layer: Layer) -> None:
-        active = self.viewer.layers.selection.active
-        self.viewer.add_layer(layer)
-        self.viewer.layers.selection.active = active
 
     def clear_preview(self) -> None:
         """Take the moving particles away."""
@@ -202,13 +166,7 @@ class ParticlesRun(QObject):
     def _on_end(self, end: JobEnd) -> None:
         task, self._task = self._task, None
         self.clear_preview()
-        if end.how == "failed" and end.error is not None:
-            self.fault = str(end.error)
-            if isinstance(end.error, InvPriorError):
-                show_error(self.fault)
-            else:
-                error = end.error
-                notification_manager.receive_error(type(error), error, error.__traceback__)
+        self._tell_fault(end)
         if end.value is not None and task is not None:
             self.outcome = end.value
             for layer in self._earlier:
@@ -218,7 +176,7 @@ class ParticlesRun(QObject):
                 self._keep(output, task)
             if task.name == "generate":
                 self.viewer.reset_view()  # they lie beside the reference
-        self.ended.emit(end.how, time.monotonic() - self._begin)
+        self._close(end)
 
     def _keep(self, output: Any, task: Task) -> None:
         """A result as a layer, on the image or the points that it came from."""

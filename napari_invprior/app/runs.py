@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from napari.components import ViewerModel
 from napari.layers import Layer
-from napari.utils.notifications import notification_manager, show_error, show_warning
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import QObject, Signal
 
 from napari_invprior.app import preferences
 from napari_invprior.app.controls import GOOD
 from napari_invprior.app.data_panel import DataPanel
+from napari_invprior.app.dock_run import tell
 from napari_invprior.app.history import MAP, History
 from napari_invprior.app.jobs import JobEnd, JobRunner
 from napari_invprior.app.layers import (
@@ -29,7 +30,7 @@ from napari_invprior.app.reconstruct_panel import ReconstructPanel
 from napari_invprior.app.reference_panel import ReferencePanel
 from napari_invprior.app.request import PlacedPreview, Request, request
 from napari_invprior.app.words import duration, figures
-from napari_invprior.errors import InvalidInput, InvPriorError
+from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Message, Preview, Progress
 
 LAST_RUN = "last_run"
@@ -301,10 +302,7 @@ class Runs(QObject):
     def _report(self, name: str, error: Exception) -> None:
         """Tell the user; what is no known fault comes with its traceback."""
         self._failed(name, str(error))
-        if isinstance(error, InvPriorError):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        tell(error)
 
     def _failed(self, name: str, text: str) -> None:
         from napari_invprior.app.controls import FAULT

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Layer
-from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QObject, Signal
 
-from napari_invprior.app import preferences
+from napari_invprior.app.dock_run import DockRun
 from napari_invprior.app.history import UNCERTAINTY
 from napari_invprior.app.jobs import JobEnd, JobRunner
 from napari_invprior.app.layers import META, finest, recipe_of, result_layer
 from napari_invprior.app.request import PlacedPreview, Request, request
 from napari_invprior.app.runs import RECONSTRUCT
 from napari_invprior.app.workbench import Workbench
-from napari_invprior.errors import InvalidInput, InvPriorError
-from napari_invprior.jobs import Event, Job, Message, Preview, Progress, Result, ShouldStop
+from napari_invprior.errors import InvalidInput
+from napari_invprior.jobs import Event, Job, Preview, Result, ShouldStop
 
 SAMPLE, EXCEED = "sample", "exceedance"
 ROLE = {META: {"role": UNCERTAINTY}}
@@ -58,41 +56,24 @@ def plan(
     return recipe | {"task": "sample", "sampler": sampler}
 
 
-class SamplingRun(QObject):
+class SamplingRun(DockRun):
     """Runs one sampling at a time; its layers are there from the first states on.
 
     Signals
     -------
-    progressed : Progress
-    said : str, bool
-        A sentence; whether it is a warning.
-    ended : str, float
-        ``"done"``, ``"cancelled"`` or ``"failed"``; seconds.
     exceeded
-        The layer above a threshold is there.
-    changed
-        The state of the job, or the layers, changed.
+        The layer above a threshold is there; besides those of `DockRun`.
     """
 
-    progressed = Signal(object)
-    said = Signal(str, bool)
-    ended = Signal(str, float)
     exceeded = Signal()
-    changed = Signal()
 
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
-        super().__init__(parent)
-        self.viewer = viewer
-        self.runner = JobRunner(self, preferences.cpu_threads)
-        self.runner.event.connect(self._on_event)
-        self.runner.ended.connect(self._on_end)
-        self.runner.state_changed.connect(lambda _: self.changed.emit())
+        super().__init__(viewer, parent)
         self.outcome: Any = None
-        self.fault = ""
         self.wanted_view = "mean"
         self._layers: dict[str, Layer] = {}
         self._request: Request | None = None
-        self._number, self._begin = 0, 0.0
+        self._number = 0
         self._truth: str | None = None
 
     def layer(self, kind: str) -> Layer | None:
@@ -119,14 +100,13 @@ class SamplingRun(QObject):
 
     def start(self, bench: Workbench, recipe: dict[str, Any]) -> bool:
         """Start; False (and a sentence) when another job runs. Raises `InvalidInput`."""
-        if JobRunner.process_is_busy():
-            self.said.emit("another dock runs a job; wait for it or cancel it there", True)
+        if not self._may_start():
             return False
         prior = bench.prior.prior
         self._request = request(self.viewer, recipe, prior, bench.data.ndim)
         self._number = self._free_number()
         self._layers, self.outcome = {}, None
-        self._truth, self._begin = bench.data.known_truth(), time.monotonic()
+        self._truth = bench.data.known_truth()
         return self.runner.start(SAMPLE, self._request.job)
 
     def _free_number(self) -> int:
@@ -156,11 +136,8 @@ class SamplingRun(QObject):
     # ---- while it runs
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Message):
-            self.said.emit(event.text, event.level == "warning")
-        elif isinstance(event, Progress):
-            self.progressed.emit(event)
-        elif isinstance(event, Preview) and event.kind == "posterior":
+        super()._on_event(event)
+        if isinstance(event, Preview) and event.kind == "posterior":
             for kind, preview in zip(("mean", "std"), event.array, strict=True):
                 self._refine(kind, preview)
 
@@ -183,10 +160,8 @@ class SamplingRun(QObject):
 
     def _add(self, kind: str, layer: Layer) -> None:
         layer.visible = kind == self.wanted_view
-        active = self.viewer.layers.selection.active
-        self.viewer.add_layer(layer)
+        self._add_quietly(layer)
         self._layers[kind] = layer
-        self.viewer.layers.selection.active = active
         self.changed.emit()
 
     # ---- the end
@@ -196,22 +171,14 @@ class SamplingRun(QObject):
         if end.name == EXCEED:
             self._exceeded(end)
             return
-        if end.how == "failed" and end.error is not None:
-            self.fault = str(end.error)
-            self._tell(end.error)
+        self._tell_fault(end)
         if end.value is not None and wanted is not None:
             self._keep(end.value, wanted)
         elif wanted is not None:
             for kind in self.kinds:  # nothing final came: what is half done is no result
                 self.viewer.layers.remove(self._layers[kind])
             self._layers = {}
-        self.ended.emit(end.how, time.monotonic() - self._begin)
-
-    def _tell(self, error: Exception) -> None:
-        if isinstance(error, InvPriorError):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self._close(end)
 
     def _exceeded(self, end: JobEnd) -> None:
         stack = self.layer("samples")

@@ -1,13 +1,12 @@
-"""A UNet for images of 2 and 3 axes and of any size, and a perceptron for vectors.
+"""A UNet for images of 2 and 3 axes and of any size.
 
-Both start at zero: an untrained network changes nothing where its output is added to something.
+It starts at zero: an untrained network changes nothing where its output is added to something.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +96,8 @@ class UNet(nn.Module):
                 finer = nn.Sequential(nn.Upsample(scale_factor=2), conv(now, now, 3, padding=1))
                 self.up.append(finer)
         self.last = nn.Sequential(norm(now), nn.SiLU(), conv(now, outputs, 3, padding=1))
-        _zero(self.last[2])
+        for parameter in self.last[2].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, outputs, *space) of images (B, inputs, *space)."""
@@ -134,39 +134,5 @@ class _Residual(nn.Module):
         return self.around(x) + self.inner(x)  # type: ignore[no-any-return]
 
 
-class Perceptron(nn.Module):
-    """Fully connected layers with SiLU between them.
-
-    Parameters
-    ----------
-    inputs, outputs : int
-        Numbers of a vector.
-    hidden : sequence of int
-        Widths between them.
-
-    Examples
-    --------
-    >>> Perceptron(3, 2, (16,))(torch.rand(5, 3)).tolist() == [[0.0, 0.0]] * 5
-    True
-    """
-
-    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__()
-        sizes = [inputs, *hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        _zero(self.layers[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Vectors (B, outputs) of vectors (B, inputs)."""
-        for layer in self.layers[:-1]:
-            x = F.silu(layer(x))
-        return self.layers[-1](x)  # type: ignore[no-any-return]
-
-
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

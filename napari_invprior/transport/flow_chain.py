@@ -103,9 +103,8 @@ class FlowChain:
     Examples
     --------
     >>> from napari_invprior.jobs import run
-    >>> from napari_invprior.networks.unet import Perceptron
     >>> targets = torch.randn((2, 200), generator=torch.Generator().manual_seed(0)) + 3
-    >>> chain = FlowChain(lambda: Perceptron(2, 2), (2,))
+    >>> chain = FlowChain(lambda: nn.Linear(2, 2), (2,))
     >>> quick = ChainPlan(blocks=2, first=4, fitting=Fitting(steps=20))
     >>> run(chain.train(targets, plan=quick)) is chain, len(chain.networks)
     (True, 2)

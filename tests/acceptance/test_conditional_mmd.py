@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from napari_invprior.jobs import Sample, run
-from napari_invprior.networks.unet import Perceptron
 from napari_invprior.numerics.metrics import psnr
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.inpainting import Inpainting, InpaintingParameters
@@ -30,6 +29,7 @@ from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
 from napari_invprior.transport.particle_flow import ParticleFlow
 from napari_invprior.transport.slice_draws import DirectionDraw
 from tests.acceptance.conftest import grey, measured, paper_operator
+from tests.transport.vectors import VectorNet
 
 pytestmark = pytest.mark.slow
 Show = Callable[[str], None]
@@ -84,7 +84,7 @@ def bimodal(seed: int) -> list[float]:
     y = x**2 + 0.2 * torch.randn((1, 2000), generator=generator)
     joint = torch.cat([x, y])
     draw = DirectionDraw(joint, 16)
-    chain = FlowChain(lambda: Perceptron(2, 1), (1,))
+    chain = FlowChain(lambda: VectorNet(2, 1), (1,))
     plan = ChainPlan(
         blocks=7, first=8, growth=64, most=64, step=0.5 / draw.unit, momentum=0, patience=99,
         fitting=Fitting(800, 256, 2e-3),
@@ -122,7 +122,7 @@ def test_bimodal_posterior(show: Show) -> None:
 
 def test_ranks_are_uniform(show: Show) -> None:
     x, y = linear_gaussian(2000, 0)
-    chain = FlowChain(lambda: Perceptron(3, 2), (2,))
+    chain = FlowChain(lambda: VectorNet(3, 2), (2,))
     plan = ChainPlan(blocks=8, first=16, growth=64, most=128, fitting=Fitting(800, 256, 2e-3))
     run(chain.train(x, target_condition=y, plan=plan))
     truth, data = linear_gaussian(400, 5)

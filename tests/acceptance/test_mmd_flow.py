@@ -10,7 +10,6 @@ import torch
 from sklearn.datasets import make_moons
 
 from napari_invprior.jobs import run
-from napari_invprior.networks.unet import Perceptron
 from napari_invprior.numerics.patches import PatchGrid, gather_patches
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patch_flow import PatchFlow, PatchFlowParameters
@@ -25,6 +24,7 @@ from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
 from napari_invprior.transport.particle_flow import ParticleFlow
 from napari_invprior.transport.slice_draws import DirectionDraw
 from napari_invprior.transport.slicing import directions
+from tests.transport.vectors import VectorNet
 
 pytestmark = pytest.mark.slow
 Show = Callable[[str], None]
@@ -83,7 +83,7 @@ def test_two_moons(show: Show) -> None:  # check 5
 
 def test_a_chain_of_networks_draws_two_moons(show: Show) -> None:
     y = moons(0)
-    chain = FlowChain(lambda: Perceptron(2, 2, (64, 64)), (2,))
+    chain = FlowChain(lambda: VectorNet(2, 2, (64, 64)), (2,))
     plan = ChainPlan(blocks=12, first=8, growth=64, fitting=Fitting(800, 256, 3e-3))
     run(chain.train(y, plan=plan))
     drawn = sum(float(energy_distance(chain.sample(1000, 10 + s), y)) for s in range(5)) / 5

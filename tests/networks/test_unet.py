@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_invprior.networks.unet import PAPER, SMALL, Perceptron, UNet, UNetSize
+from napari_invprior.networks.unet import PAPER, SMALL, UNet, UNetSize
 
 TINY = UNetSize(4, (1, 2, 3), 1)
 
@@ -57,17 +57,3 @@ def test_only_normalised_networks_see_all_of_an_image(normalised: bool) -> None:
 def test_sizes(size: UNetSize, weights: tuple[float, float]) -> None:
     count = sum(parameter.numel() for parameter in UNet(2, 1, 1, size).parameters())
     assert weights[0] < count < weights[1]
-
-
-def test_perceptron_learns() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand((200, 2), generator=generator)
-    torch.manual_seed(0)
-    net = Perceptron(2, 1)
-    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(200):
-        optimiser.zero_grad()
-        loss = (net(x) - x.prod(1, keepdim=True)).square().mean()
-        loss.backward()
-        optimiser.step()
-    assert loss.item() < 1e-3

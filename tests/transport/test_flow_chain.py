@@ -10,17 +10,18 @@ import torch
 
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Message, never, run
-from napari_invprior.networks.unet import Perceptron, UNet, UNetSize
+from napari_invprior.networks.unet import UNet, UNetSize
 from napari_invprior.transport.displacement import Fitting, fit_displacement
 from napari_invprior.transport.energy_distance import energy_distance
 from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
 from tests.transport.test_particle_flow import moons, uniform
+from tests.transport.vectors import VectorNet
 
 QUICK = ChainPlan(blocks=2, first=4, growth=16, fitting=Fitting(30, 64, 3e-3))
 
 
 def chain(k: int = 0) -> FlowChain:
-    return FlowChain(lambda: Perceptron(2 + k, 2, (32,)), (2,))
+    return FlowChain(lambda: VectorNet(2 + k, 2, (32,)), (2,))
 
 
 def test_blocks_grow_as_in_the_paper() -> None:
@@ -138,7 +139,7 @@ def test_a_block_starts_from_the_weights_of_the_last() -> None:
 
 def test_coloured_noise_has_the_covariance_of_the_targets() -> None:
     y = torch.randn((3, 2000), generator=torch.Generator().manual_seed(0)).cumsum(0)
-    made = FlowChain(lambda: Perceptron(3, 3), (3,), coloured=True)
+    made = FlowChain(lambda: VectorNet(3, 3), (3,), coloured=True)
     run(made.train(y, plan=QUICK))
     noise = made.noise(20_000, torch.Generator().manual_seed(0))
     assert torch.allclose(torch.cov(noise), torch.cov(y), atol=0.1)
@@ -147,7 +148,7 @@ def test_coloured_noise_has_the_covariance_of_the_targets() -> None:
 def test_diverging_fits_end_with_advice() -> None:
     x = uniform(1, 50).T
     with pytest.raises(JobError, match=r"diverged 4 times .* choose a smaller learning rate"):
-        list(fit_displacement(Perceptron(1, 1), x, x * torch.nan, Fitting(10), 0))
+        list(fit_displacement(VectorNet(1, 1), x, x * torch.nan, Fitting(10), 0))
 
 
 def _broken(name: str, value: torch.Tensor | None) -> Callable[[dict[str, torch.Tensor]], None]:
