@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--quick", action="store_true", help="small training: layout only")
-    parts = ("walk", "volume", "compare", "uncertainty")
+    parts = ("walk", "volume", "compare", "uncertainty", "particles")
     parser.add_argument("--only", choices=parts, help="one part")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
@@ -30,6 +30,7 @@ def main() -> None:
         "volume": lambda: volume(options.out, size),
         "compare": lambda: compare(options.out, size),
         "uncertainty": lambda: uncertainty(options.out, size),
+        "particles": lambda: particles(options.out, size),
     }
     with errors_reported():
         for name, make in pictures.items():
@@ -151,6 +152,31 @@ def uncertainty(out: Path, size: tuple[int, int]) -> None:
     viewer.reset_view()
     process_events(8)  # notifications fade
     save_screenshot(viewer, out / "8-uncertainty.png")
+    viewer.close()
+
+
+def particles(out: Path, size: tuple[int, int]) -> None:
+    """Two seeds on a photograph, and the particles on their way."""
+    import napari
+
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+    from napari_invprior.app.particles import Particles
+    from napari_invprior.samples import photograph
+
+    viewer = napari.Viewer(show=True, show_welcome_screen=False)
+    viewer.window.resize(*size)
+    viewer.add_image(photograph("camera"), name="camera")
+    dock = Particles(viewer)
+    viewer.window.add_dock_widget(dock, name="Inverse priors particles", area="right")
+    process_events(0.6)
+    dock.add_points.click()
+    viewer.layers["seeds"].add([[150, 130], [330, 420]])
+    dock.go.click()
+    wait_for(lambda: dock.run.runner.state == "idle", dock)
+    viewer.dims.set_current_step(0, 6)
+    viewer.reset_view()
+    process_events(1)
+    save_screenshot(viewer, out / "9-particles.png")
     viewer.close()
 
 

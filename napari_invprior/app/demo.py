@@ -13,6 +13,7 @@ from napari_invprior.errors import JobError
 if TYPE_CHECKING:
     import napari
 
+    from napari_invprior.app.particles import Particles
     from napari_invprior.app.workbench import Workbench
 
 PICKS = ((0.27, 0.30), (0.70, 0.55), (0.30, 0.78))
@@ -149,7 +150,7 @@ def press_all(bench: Workbench, out: Path | None) -> dict[str, Any]:
     return figures
 
 
-def wait_for(condition: Callable[[], bool], bench: Workbench) -> None:
+def wait_for(condition: Callable[[], bool], bench: Workbench | Particles) -> None:
     """Run the event loop until something holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():

@@ -307,8 +307,9 @@ class TypicalityPage(Page):
 
     def sentence(self, metrics: dict[str, Any]) -> str:
         return (f"mean log density {metrics['mean_typicality']:.3g}; of held-out patches of the "
-                f"reference {metrics['mean_typicality_of_references']:.3g} · error about "
-                f"{100 * metrics['estimated_error']:.1g} %")
+                f"reference {metrics['mean_typicality_of_references']:.3g}"
+                + (f" · error about {100 * metrics['estimated_error']:.1g} %"
+                   if metrics["estimated_error"] else ""))
 
 
 class ComparePage(Page):
