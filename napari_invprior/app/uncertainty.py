@@ -8,6 +8,7 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QButtonGroup, QCheckBox, QLabel, QLineEdit, QVBoxLayout, QWidget
 
+from napari_invprior import registry
 from napari_invprior.app.bench_dock import BenchDock
 from napari_invprior.app.controls import (
     FAULT,
@@ -28,6 +29,7 @@ from napari_invprior.app.workbench import WIDTH
 from napari_invprior.errors import InvalidInput, InvPriorError
 from napari_invprior.jobs import Progress
 from napari_invprior.posterior.diagnostics import GOOD_ESS, GOOD_RHAT
+from napari_invprior.study.lineup import usual_sampler
 
 VIEWS = {
     "mean": ("Mean", "The mean of all plausible images: the best guess in the mean square."),
@@ -145,7 +147,11 @@ class Uncertainty(BenchDock):
             return
         idle = self.run.runner.state == "idle"
         if self.bench is not None:
-            self.sampler.set_dimensions(self.bench.data.ndim)
+            ndim, held = self.bench.data.ndim, self.bench.prior.prior
+            self.sampler.set_dimensions(ndim)
+            if held is not None:
+                method = registry.get("prior", held.name)
+                self.sampler.propose(usual_sampler(method, ndim).name)
         missing = self._missing()
         self.open_bench.setVisible(self.bench is None)
         fault = bool(missing) and self.bench is not None

@@ -54,6 +54,14 @@ class Amortised(Sampler):
     parameters: AmortisedParameters
     needs_weight = False
 
+    def require(self, prior: Prior, noise: Noise) -> None:
+        drawing: object = prior
+        if not isinstance(drawing, DrawsImages):
+            raise InvalidInput(
+                f"the prior {prior.name!r} does not draw images by itself; choose the sampler "
+                "'underdamped', or the prior 'conditional_mmd' or 'wppflow'"
+            )
+
     def sample(
         self,
         y: Tensor,
@@ -67,12 +75,9 @@ class Amortised(Sampler):
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
     ) -> Job:
+        self.require(prior, noise)
         drawing: object = prior
-        if not isinstance(drawing, DrawsImages):
-            raise InvalidInput(
-                f"the prior {prior.name!r} does not draw images by itself; choose the sampler "
-                "'underdamped', or the prior 'conditional_mmd' or 'wppflow'"
-            )
+        assert isinstance(drawing, DrawsImages)
         job = drawing.draws(
             y, physics, self.parameters.samples, seed=seed, should_stop=should_stop
         )

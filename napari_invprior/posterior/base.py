@@ -61,6 +61,16 @@ class Sampler(ABC):
         self.parameters = parameters
 
     @abstractmethod
+    def require(self, prior: Prior, noise: Noise) -> None:
+        """Refuse what this sampler cannot sample, fitted or not.
+
+        Raises
+        ------
+        InvalidInput
+            With the samplers or priors to choose instead.
+        """
+
+    @abstractmethod
     def sample(
         self,
         y: Tensor,

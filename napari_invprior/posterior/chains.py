@@ -175,6 +175,13 @@ class ChainSampler(Sampler):
     ) -> Transition:
         """The step, for the largest ``curvature`` in the coordinates of ``scale``."""
 
+    def require(self, prior: Prior, noise: Noise) -> None:
+        if not prior.has_gradient:
+            raise InvalidInput(
+                f"the prior {prior.name!r} has no gradient that chains could follow; choose the "
+                "sampler 'amortised', or another prior"
+            )
+
     def sample(
         self,
         y: Tensor,
@@ -188,11 +195,7 @@ class ChainSampler(Sampler):
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
     ) -> Job:
-        if not prior.has_gradient:
-            raise InvalidInput(
-                f"the prior {prior.name!r} has no gradient that chains could follow; choose the "
-                "sampler 'amortised', or another prior"
-            )
+        self.require(prior, noise)
         chains = self.parameters.chains or (8 if prior.ndim == 2 else 4)
         require(
             COPIES * chains * start.numel() * start.element_size(),

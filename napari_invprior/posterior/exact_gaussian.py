@@ -71,6 +71,20 @@ class ExactGaussian(Sampler):
     Parameters: ClassVar[type[Parameters]] = ExactGaussianParameters
     parameters: ExactGaussianParameters
 
+    def require(self, prior: Prior, noise: Noise) -> None:
+        if not (isinstance(prior, GaussianMixture) and isinstance(noise, GaussianNoise)):
+            raise InvalidInput(
+                "the exact sampler needs Gaussian noise and a Gaussian mixture of one component; "
+                "choose the sampler 'underdamped'"
+            )
+        held = prior.mixture if prior.is_fitted else prior.parameters
+        if held.components != 1:
+            raise InvalidInput(
+                f"the exact sampler needs a mixture of one component, this one has "
+                f"{held.components}; train it with components = 1, or choose the sampler "
+                "'underdamped'"
+            )
+
     def sample(
         self,
         y: Tensor,
@@ -84,17 +98,8 @@ class ExactGaussian(Sampler):
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
     ) -> Job:
-        if not (isinstance(prior, GaussianMixture) and isinstance(noise, GaussianNoise)):
-            raise InvalidInput(
-                "the exact sampler needs Gaussian noise and a Gaussian mixture of one component; "
-                "choose the sampler 'underdamped'"
-            )
-        if prior.mixture.components != 1:
-            raise InvalidInput(
-                f"the exact sampler needs a mixture of one component, this one has "
-                f"{prior.mixture.components}; train it with components = 1, or choose the sampler "
-                "'underdamped'"
-            )
+        self.require(prior, noise)
+        assert isinstance(prior, GaussianMixture)
         require(
             8 * COPIES * BATCH * start.numel(), f"{BATCH} images of {tuple(start.shape[2:])} "
             "samples", "crop the observation",

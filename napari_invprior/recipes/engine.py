@@ -195,6 +195,8 @@ def _fitted_prior(
         yield Result(None)
         return
     prior = yield from forward(_prior_at_hand(choice, problem, prior, device))
+    if recipe.task == "sample" and problem.noise is not None:
+        recipe.sampler.method.cls(recipe.sampler.parameters).require(prior, problem.noise)
     if recipe.task == "fit" or not prior.is_fitted:
         prior = yield from forward(train(
             prior, problem.references, _measurement(problem), seed=recipe.seed,

@@ -79,6 +79,20 @@ def usual_solver(prior: registry.Method, ndim: int) -> registry.Method:
     return default
 
 
+def usual_sampler(prior: registry.Method, ndim: int) -> registry.Method:
+    """The sampler that goes with a prior: its own draws where it learnt to, or the default.
+
+    Examples
+    --------
+    >>> usual_sampler(registry.get("prior", "conditional_mmd"), 2).name
+    'amortised'
+    >>> usual_sampler(registry.get("prior", "gmm"), 2).name
+    'underdamped'
+    """
+    draws = hasattr(prior.cls, "draws")
+    return registry.get("sampler", "amortised") if draws else registry.default("sampler", ndim)
+
+
 def usual_weight(solver: registry.Method, prior: registry.Method) -> float:
     """The order of magnitude of a weight, to begin with when it is chosen by hand.
 

@@ -177,3 +177,22 @@ def test_a_volume_works_the_same(window: Window) -> None:
     assert len(opened.histogram.values) == 12
     assert opened.histogram.title.text().startswith(f"({z}")
     opened.close_down()
+
+
+def test_a_prior_that_draws_brings_its_sampler(window: Window) -> None:
+    window.add_small()
+    window.bench.prior.chooser.choose({
+        "kind": "conditional_mmd", "patch_size": 8, "pairs": 100, "networks": 1, "steps": 2,
+    })
+    window.pick_small()
+    dock = Uncertainty(window.viewer)
+    window.viewer.window.add_dock_widget(dock, name="Inverse priors uncertainty", area="right")
+    assert dock.sampler.name == "underdamped"
+    window.press(window.bench.prior.train)
+    window.wait()
+    assert dock.sampler.name == "amortised"
+    sample(window, dock, {"kind": "amortised", "samples": 3})
+    window.until(lambda: idle(dock))
+    assert dock.run.fault == ""
+    assert window.viewer.layers["samples 1"].data.shape == (3, 64, 64)
+    dock.close_down()

@@ -167,3 +167,11 @@ def test_more_samples_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sample_task, "IN_MEMORY", 1e-9)
     with pytest.raises(OutOfMemory, match="give a folder"):
         run(recipe())
+
+
+def test_a_sampler_that_does_not_suit_is_refused_before_anything_is_learnt() -> None:
+    events: list[jobs.Event] = []
+    wanted = recipe(sampler={"kind": "amortised"})
+    with pytest.raises(InvalidInput, match="does not draw images by itself"):
+        jobs.run(recipes.run(wanted), events.append)
+    assert not any(isinstance(e, jobs.Progress) and e.stage == "train" for e in events)
