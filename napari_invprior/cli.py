@@ -288,7 +288,7 @@ def open_results(
         if not _has_display():
             raise InvalidInput("there is no display to open the results on")
         with _window_extra():
-            from napari_invprior.app.results import open_results as show
+            from napari_invprior.app.viewer.results import open_results as show
         show(folder)
 
 

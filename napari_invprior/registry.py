@@ -112,8 +112,8 @@ def load() -> None:
     """Import every module of the method packages (idempotent)."""
     for package_name in METHOD_PACKAGES:
         package = importlib.import_module(f"napari_invprior.{package_name}")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 
 def methods(kind: str | None = None) -> list[Method]:

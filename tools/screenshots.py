@@ -114,7 +114,7 @@ def volume(out: Path, size: tuple[int, int]) -> None:
 
 def compare(out: Path, size: tuple[int, int]) -> None:
     """Several methods side by side."""
-    from napari_invprior.app.compare import Compare
+    from napari_invprior.app.compare.dock import Compare
     from napari_invprior.app.demo import process_events, save_screenshot, wait_for
 
     viewer, bench = opened("superresolution_2d", size)
@@ -133,7 +133,7 @@ def uncertainty(out: Path, size: tuple[int, int]) -> None:
     import numpy as np
 
     from napari_invprior.app.demo import process_events, save_screenshot, wait_for
-    from napari_invprior.app.uncertainty import Uncertainty
+    from napari_invprior.app.uncertainty.dock import Uncertainty
 
     viewer, bench = opened("superresolution_2d", size)
     bench.prior.chooser.choose({"kind": "gmm"})
@@ -160,7 +160,7 @@ def particles(out: Path, size: tuple[int, int]) -> None:
     import napari
 
     from napari_invprior.app.demo import process_events, save_screenshot, wait_for
-    from napari_invprior.app.particles import Particles
+    from napari_invprior.app.particles.dock import Particles
     from napari_invprior.samples import photograph
 
     viewer = napari.Viewer(show=True, show_welcome_screen=False)

@@ -10,19 +10,19 @@ __all__ = ["Compare", "Particles", "Uncertainty", "Workbench", "open_demo"]
 def __getattr__(name: str) -> Any:
     """Import a widget only when it is opened: Qt and torch are slow to start."""
     if name == "Workbench":
-        from napari_invprior.app.workbench import Workbench
+        from napari_invprior.app.workbench.dock import Workbench
 
         return Workbench
     if name == "Compare":
-        from napari_invprior.app.compare import Compare
+        from napari_invprior.app.compare.dock import Compare
 
         return Compare
     if name == "Particles":
-        from napari_invprior.app.particles import Particles
+        from napari_invprior.app.particles.dock import Particles
 
         return Particles
     if name == "Uncertainty":
-        from napari_invprior.app.uncertainty import Uncertainty
+        from napari_invprior.app.uncertainty.dock import Uncertainty
 
         return Uncertainty
     if name == "open_demo":

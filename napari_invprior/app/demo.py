@@ -13,8 +13,8 @@ from napari_invprior.errors import JobError
 if TYPE_CHECKING:
     import napari
 
-    from napari_invprior.app.particles import Particles
-    from napari_invprior.app.workbench import Workbench
+    from napari_invprior.app.particles.dock import Particles
+    from napari_invprior.app.workbench.dock import Workbench
 
 PICKS = ((0.27, 0.30), (0.70, 0.55), (0.30, 0.78))
 """Where the three references lie, as shares of the reference image."""
@@ -93,7 +93,7 @@ def errors_reported() -> Iterator[None]:
 
 def dock(viewer: napari.Viewer) -> Workbench:
     """The workbench, docked."""
-    from napari_invprior.app.workbench import Workbench
+    from napari_invprior.app.workbench.dock import Workbench
 
     bench = Workbench(viewer)
     viewer.window.add_dock_widget(bench, name="Inverse priors workbench", area="right")
@@ -113,7 +113,7 @@ def load_sample_layers(viewer: napari.Viewer, name: str) -> None:
 
 def pick_references(bench: Workbench) -> None:
     """Drop three regions on the reference image, as clicks would."""
-    from napari_invprior.app.regions import space_shape
+    from napari_invprior.app.workbench.regions import space_shape
 
     image = bench.references.layer
     assert image is not None

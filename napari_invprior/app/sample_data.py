@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_invprior.app.layers import META
+from napari_invprior.app.viewer.layers import META
 from napari_invprior.geometry import Geometry
 
 LayerTuple = tuple[np.ndarray, dict[str, Any], str]

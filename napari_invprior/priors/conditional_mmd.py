@@ -39,9 +39,9 @@ from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.simulated_pairs import Pairs, phase, simulated_pairs
 from napari_invprior.priors.state import check_entry, check_positive
 from napari_invprior.registry import register
-from napari_invprior.transport.displacement import Fitting
-from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
-from napari_invprior.transport.local_slices import as_columns, as_images
+from napari_invprior.transport.sliced_flows.displacement import Fitting
+from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
+from napari_invprior.transport.slices.local import as_columns, as_images
 
 MARGIN = {2: 16, 3: 8}
 """Samples by which images are continued, so that no network sees their border."""

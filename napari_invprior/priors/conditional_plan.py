@@ -12,7 +12,7 @@ from torch import Tensor
 from napari_invprior.memory import require
 from napari_invprior.networks.unet import UNetSize
 from napari_invprior.parameters import Parameters, overlaid, parameter
-from napari_invprior.transport.slice_draws import (
+from napari_invprior.transport.slices.draws import (
     FEWEST_LINES,
     MOST_LINES,
     DirectionDraw,

@@ -32,8 +32,8 @@ from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
 from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
 from napari_invprior.priors.state import check_entry, check_positive
-from napari_invprior.transport.interpolation import Interpolation
-from napari_invprior.transport.semi_dual import Plan, SemiDual
+from napari_invprior.transport.semi_discrete.interpolation import Interpolation
+from napari_invprior.transport.semi_discrete.semi_dual import Plan, SemiDual
 
 MAP_POINTS = 4000
 """Patches of an image for which the potential of a map is solved."""

@@ -26,20 +26,20 @@ from napari_invprior.networks.unet import PAPER, SMALL, UNet
 from napari_invprior.numerics.patches import edges
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
-from napari_invprior.transport.displacement import Fitting
-from napari_invprior.transport.energy_distance import Directions, SlicedTarget
-from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
-from napari_invprior.transport.local_slices import as_images
-from napari_invprior.transport.mosaic import mosaic
-from napari_invprior.transport.noise_like import NoiseLike
-from napari_invprior.transport.particle_flow import (
+from napari_invprior.transport.sliced_flows.displacement import Fitting
+from napari_invprior.transport.sliced_flows.energy_distance import Directions, SlicedTarget
+from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
+from napari_invprior.transport.sliced_flows.mosaic import mosaic
+from napari_invprior.transport.sliced_flows.noise_like import NoiseLike
+from napari_invprior.transport.sliced_flows.particle_flow import (
     FlowResult,
     ParticleFlow,
     Schedule,
     flow_particles,
 )
-from napari_invprior.transport.slice_draws import DirectionDraw, LocalDraw, SliceDraw
-from napari_invprior.transport.slicing import directions
+from napari_invprior.transport.slices.directions import directions
+from napari_invprior.transport.slices.draws import DirectionDraw, LocalDraw, SliceDraw
+from napari_invprior.transport.slices.local import as_images
 
 BLOCK, SIZES = 7, 2
 """Edge of the smallest windows, px, and how many sizes of them there are."""

@@ -10,7 +10,7 @@ from napari_invprior.parameters import parameter
 from napari_invprior.priors.discrepancy import DiscrepancyParameters, PatchDiscrepancy
 from napari_invprior.priors.reference_cloud import ReferencePatches
 from napari_invprior.registry import register
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 
 Blur = Annotated[float, Field(ge=1e-4, le=10)]
 

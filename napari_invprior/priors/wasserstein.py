@@ -5,7 +5,7 @@ from __future__ import annotations
 from napari_invprior.priors.discrepancy import DiscrepancyParameters, PatchDiscrepancy
 from napari_invprior.priors.reference_cloud import ReferencePatches
 from napari_invprior.registry import register
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 
 
 class WassersteinParameters(DiscrepancyParameters):

@@ -32,12 +32,12 @@ from napari_invprior.study.point_density import (
     point_density,
 )
 from napari_invprior.study.point_flow import BoxFrame, Frame, movie_rows
-from napari_invprior.transport.density import Density, density_of
-from napari_invprior.transport.flow_base import Flow
-from napari_invprior.transport.halftone import halftone
-from napari_invprior.transport.image_potential import ImagePotential
-from napari_invprior.transport.riesz import Cloud, Discrepancy, Target
-from napari_invprior.transport.trajectory import Trajectory
+from napari_invprior.transport.riesz_flows.base import Flow
+from napari_invprior.transport.riesz_flows.density import Density, density_of
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Discrepancy, Target
+from napari_invprior.transport.riesz_flows.halftone import halftone
+from napari_invprior.transport.riesz_flows.image_potential import ImagePotential
+from napari_invprior.transport.riesz_flows.trajectory import Trajectory
 
 
 @dataclass

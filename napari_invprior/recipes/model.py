@@ -20,8 +20,8 @@ from napari_invprior.study.generated import GenerateParameters
 from napari_invprior.study.point_density import PointDensityParameters
 from napari_invprior.study.sameness import SamenessParameters
 from napari_invprior.study.typicality import TypicalityParameters
-from napari_invprior.transport.density import TargetParameters
-from napari_invprior.transport.halftone import HalftoneParameters
+from napari_invprior.transport.riesz_flows.density import TargetParameters
+from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters
 
 VERSION = 1
 

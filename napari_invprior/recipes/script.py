@@ -19,15 +19,15 @@ _WITHOUT_LAYERS = """outcome = recipes.execute(recipe)
 """
 
 _WITH_LAYERS = """# In napari's console the layers are at hand; elsewhere load the arrays yourself.
-from napari_invprior.app.layers import image_from_layer
+from napari_invprior.app.viewer.layers import image_from_layer
 
 arrays = {{name: image_from_layer(viewer.layers[name]) for name in {names}}}
 outcome = recipes.execute(recipe, arrays=arrays)
 """
 
 _WITH_POINTS = """# In napari's console the layers are at hand; elsewhere load the arrays yourself.
-from napari_invprior.app.layers import image_from_layer
-from napari_invprior.app.point_layers import points_from_layer
+from napari_invprior.app.viewer.layers import image_from_layer
+from napari_invprior.app.viewer.points import points_from_layer
 
 arrays = {{name: image_from_layer(viewer.layers[name]) for name in {names}}}
 onto = {onto}

@@ -16,7 +16,7 @@ from napari_invprior.numerics.metrics import psnr, ssim, without_rim
 from napari_invprior.numerics.patches import PatchGrid, gather_patches, positions_inside
 from napari_invprior.priors.base import Reference
 from napari_invprior.reconstruct.case import Case
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 
 PATCHES = 2000
 """Random patches of a result, and of the references, between which the distance is computed."""

@@ -7,7 +7,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from napari_invprior.numerics.metrics import psnr
-from napari_invprior.transport.density import Density
+from napari_invprior.transport.riesz_flows.density import Density
 
 
 def seen_from_afar(dots: Tensor, density: Density) -> Tensor:

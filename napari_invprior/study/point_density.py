@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Result, ShouldStop, Stage, check_stop, never
 from napari_invprior.parameters import Parameters, parameter
-from napari_invprior.transport.kernel_sum import kernel_sum_with_error
+from napari_invprior.transport.kernel_sums.kernel_sum import kernel_sum_with_error
 
 CHUNK = 16_384
 """Pixels computed at a time."""

@@ -21,7 +21,7 @@ from napari_invprior.numerics.patches import PatchGrid, edges, gather_patches
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
 from napari_invprior.study.typicality import USUAL_EDGE
-from napari_invprior.transport.two_sample import TwoSampleTest, two_sample_test
+from napari_invprior.transport.kernel_sums.two_sample import TwoSampleTest, two_sample_test
 
 FEWEST, FEWEST_CELLS = 10, 4
 CELLS_PER_AXIS = {2: 4, 3: 3}

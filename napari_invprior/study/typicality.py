@@ -22,7 +22,7 @@ from napari_invprior.networks.draws import draw_patches
 from napari_invprior.numerics.patches import PatchGrid, edges
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Reference
-from napari_invprior.transport.kernel_sum import kernel_sum_with_error, median_scale
+from napari_invprior.transport.kernel_sums.kernel_sum import kernel_sum_with_error, median_scale
 
 USUAL_EDGE = {2: 6, 3: 4}
 FEWEST = 20

@@ -23,11 +23,11 @@ from napari_invprior.posterior.calibration import calibration
 from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.conditional_mmd import ConditionalMMD, ConditionalMMDParameters
 from napari_invprior.study.baselines import best_total_variation
-from napari_invprior.transport.displacement import Fitting
-from napari_invprior.transport.energy_distance import energy_distance
-from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
-from napari_invprior.transport.particle_flow import ParticleFlow
-from napari_invprior.transport.slice_draws import DirectionDraw
+from napari_invprior.transport.sliced_flows.displacement import Fitting
+from napari_invprior.transport.sliced_flows.energy_distance import energy_distance
+from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
+from napari_invprior.transport.sliced_flows.particle_flow import ParticleFlow
+from napari_invprior.transport.slices.draws import DirectionDraw
 from tests.acceptance.conftest import grey, measured, paper_operator
 from tests.transport.vectors import VectorNet
 

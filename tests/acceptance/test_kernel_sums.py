@@ -13,11 +13,15 @@ from scipy import special
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from napari_invprior.transport import distance_directions
-from napari_invprior.transport.kernel_sum import kernel_sum, kernel_sum_with_error, median_scale
-from napari_invprior.transport.kernels import Gauss
-from napari_invprior.transport.slicing import directions, slice_constant
-from napari_invprior.transport.two_sample import two_sample_test
+from napari_invprior.transport.kernel_sums.kernel_sum import (
+    kernel_sum,
+    kernel_sum_with_error,
+    median_scale,
+)
+from napari_invprior.transport.kernel_sums.kernels import Gauss
+from napari_invprior.transport.kernel_sums.two_sample import two_sample_test
+from napari_invprior.transport.slices import distance_optimal as distance_directions
+from napari_invprior.transport.slices.directions import directions, slice_constant
 
 pytestmark = pytest.mark.slow
 Show = Callable[[str], None]

@@ -14,16 +14,16 @@ from napari_invprior.numerics.patches import PatchGrid, gather_patches
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patch_flow import PatchFlow, PatchFlowParameters
 from napari_invprior.samples import photograph
-from napari_invprior.transport.displacement import Fitting
-from napari_invprior.transport.energy_distance import (
+from napari_invprior.transport.sliced_flows.displacement import Fitting
+from napari_invprior.transport.sliced_flows.energy_distance import (
     energy_distance,
     energy_gradient,
     sliced_energy_gradient,
 )
-from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
-from napari_invprior.transport.particle_flow import ParticleFlow
-from napari_invprior.transport.slice_draws import DirectionDraw
-from napari_invprior.transport.slicing import directions
+from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
+from napari_invprior.transport.sliced_flows.particle_flow import ParticleFlow
+from napari_invprior.transport.slices.directions import directions
+from napari_invprior.transport.slices.draws import DirectionDraw
 from tests.transport.vectors import VectorNet
 
 pytestmark = pytest.mark.slow

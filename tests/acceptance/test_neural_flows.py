@@ -14,12 +14,12 @@ from skimage.transform import resize
 from torch import Tensor
 
 from napari_invprior import jobs, registry
-from napari_invprior.transport import riesz_closed_forms as known
-from napari_invprior.transport.density import Density, density_of
-from napari_invprior.transport.halftone import HalftoneParameters, halftone
-from napari_invprior.transport.image_potential import ImagePotential
-from napari_invprior.transport.riesz import Discrepancy, Target
-from napari_invprior.transport.trajectory import Trajectory
+from napari_invprior.transport.riesz_flows import closed_forms as known
+from napari_invprior.transport.riesz_flows.density import Density, density_of
+from napari_invprior.transport.riesz_flows.discrepancy import Discrepancy, Target
+from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters, halftone
+from napari_invprior.transport.riesz_flows.image_potential import ImagePotential
+from napari_invprior.transport.riesz_flows.trajectory import Trajectory
 
 pytestmark = pytest.mark.slow
 Show = Callable[[str], None]

@@ -6,8 +6,8 @@ import dask.array
 import numpy as np
 from napari.layers import Image
 
-from napari_invprior.app import coarse
-from napari_invprior.app.coarse import CoarseVolume, coarse_layer, too_large
+from napari_invprior.app.viewer import coarse
+from napari_invprior.app.viewer.coarse import CoarseVolume, coarse_layer, too_large
 from tests.app.test_volume_guard import BLOCKS, HUGE, Counted, lazy
 
 

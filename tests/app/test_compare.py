@@ -12,9 +12,9 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractButton, QCheckBox, QLabel, QTableWidget, QToolButton
 
-from napari_invprior.app import compare_run
-from napari_invprior.app.compare import OURS, Compare
-from napari_invprior.app.grid import GridView, best_shape
+from napari_invprior.app.compare.dock import OURS, Compare
+from napari_invprior.app.compare.dock import run as compare_run
+from napari_invprior.app.compare.grid import GridView, best_shape
 from napari_invprior.study.lineup import Candidate
 from tests.app.conftest import LONG_PRIOR, TINY_PRIOR
 
@@ -290,7 +290,7 @@ def test_the_window_stays_alive_while_comparing(window, compare):
 
 def test_a_study_on_disk_opens_with_its_results_in_the_history(window, tmp_path):
     from napari_invprior import recipes
-    from napari_invprior.app.results import add_results
+    from napari_invprior.app.viewer.results import add_results
 
     study = {
         "task": "study", "methods": [{"title": "EPLL", "prior": QUICK_GMM, "solver": SPLIT}],

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from napari_invprior import registry
-from napari_invprior.app.fields import fields
+from napari_invprior.app.widgets.fields import fields
 from napari_invprior.errors import InvalidInput
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.superresolution import SuperResolutionParameters

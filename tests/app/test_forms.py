@@ -6,8 +6,8 @@ import pytest
 from qtpy.QtCore import QLocale
 
 from napari_invprior import registry
-from napari_invprior.app.controls import MethodChooser
-from napari_invprior.app.forms import AxesEditor, Form, LayerEditor, TextEditor, ValueEditor
+from napari_invprior.app.widgets.controls import MethodChooser
+from napari_invprior.app.widgets.forms import AxesEditor, Form, LayerEditor, TextEditor, ValueEditor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.superresolution import SuperResolutionParameters

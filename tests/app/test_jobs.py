@@ -11,7 +11,7 @@ import pytest
 import torch
 from qtpy.QtCore import QThreadPool
 
-from napari_invprior.app.jobs import JobRunner
+from napari_invprior.app.docks.jobs import JobRunner
 from napari_invprior.errors import Cancelled, InvalidInput, JobError, OutOfMemory
 from napari_invprior.jobs import Message, Preview, Progress, Result
 

@@ -8,8 +8,7 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
-from napari_invprior.app.history import History
-from napari_invprior.app.layers import (
+from napari_invprior.app.viewer.layers import (
     META,
     Snapshot,
     free_name,
@@ -17,7 +16,8 @@ from napari_invprior.app.layers import (
     possible_dimensions,
     result_layer,
 )
-from napari_invprior.app.request import grid_for, named_layers, request
+from napari_invprior.app.viewer.request import grid_for, named_layers, request
+from napari_invprior.app.workbench.history import History
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 
-from napari_invprior.app.controls import FAULT
-from napari_invprior.app.operator_row import BUSY, IDLE
-from napari_invprior.app.runs import ESTIMATE
+from napari_invprior.app.widgets.controls import FAULT
+from napari_invprior.app.workbench.operator_row import BUSY, IDLE
+from napari_invprior.app.workbench.runs import ESTIMATE
 from napari_invprior.samples import PAIR_GAIN, PAIR_OFFSET, load_sample, pair_kernel
 from tests.app.conftest import TINY_PRIOR, TINY_SOLVER
 
@@ -121,7 +121,7 @@ def test_a_bad_pair_says_so_in_place_and_changes_nothing(pair, monkeypatch):
     dialog = open_dialog(pair)
     dialog.poor.choose("other")
     before = bench.data.physics.choice()
-    monkeypatch.setattr("napari_invprior.app.runs.show_error", lambda text: None)
+    monkeypatch.setattr("napari_invprior.app.docks.run.show_error", lambda text: None)
     pair.qtbot.mouseClick(dialog.go, Qt.MouseButton.LeftButton)
     pair.wait()
     assert "same" in bench.data.operator.about.text()

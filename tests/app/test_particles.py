@@ -9,7 +9,8 @@ import pytest
 from qtpy.QtCore import QThreadPool
 from qtpy.QtWidgets import QApplication
 
-from napari_invprior.app.particle_pages import (
+from napari_invprior.app.particles.dock import Particles
+from napari_invprior.app.particles.pages import (
     ComparePage,
     DensityPage,
     FlowPage,
@@ -18,9 +19,8 @@ from napari_invprior.app.particle_pages import (
     TypicalityPage,
     verdict,
 )
-from napari_invprior.app.particles import Particles
-from napari_invprior.app.particles_run import FLOWING
-from napari_invprior.app.point_layers import points_from_layer
+from napari_invprior.app.particles.run import FLOWING
+from napari_invprior.app.viewer.points import points_from_layer
 from napari_invprior.samples import binary_volume
 from tests.app.conftest import Window
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
-from napari_invprior.app.picking import DEPTH, RegionPicker, find_layer
-from napari_invprior.app.regions import regions_of
+from napari_invprior.app.workbench.picking import DEPTH, RegionPicker, find_layer
+from napari_invprior.app.workbench.regions import regions_of
 
 
 @pytest.fixture

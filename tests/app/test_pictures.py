@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_invprior.app.gallery import PatchGallery
-from napari_invprior.app.loss_plot import LossPlot
+from napari_invprior.app.widgets.gallery import PatchGallery
+from napari_invprior.app.widgets.loss_plot import LossPlot
 
 pytestmark = pytest.mark.gui
 

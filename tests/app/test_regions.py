@@ -7,8 +7,8 @@ import pytest
 import torch
 from napari.layers import Image, Labels, Shapes
 
-from napari_invprior.app.patches import Count, count_patches, verdict, windows_inside
-from napari_invprior.app.regions import label_problem, regions_of
+from napari_invprior.app.workbench.patches import Count, count_patches, verdict, windows_inside
+from napari_invprior.app.workbench.regions import label_problem, regions_of
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.gmm import GaussianMixture
 from napari_invprior.priors.patchwise import reference_patches

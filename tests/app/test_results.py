@@ -7,8 +7,8 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_invprior import recipes
-from napari_invprior.app.layers import META
-from napari_invprior.app.results import add_results
+from napari_invprior.app.viewer.layers import META
+from napari_invprior.app.viewer.results import add_results
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.io.omezarr import write_image

@@ -8,9 +8,9 @@ from napari.components import ViewerModel
 from napari.layers import Layer
 
 from napari_invprior.app import sample_data
-from napari_invprior.app.data_panel import by_role
-from napari_invprior.app.layers import META, image_from_layer
-from napari_invprior.app.request import grid_for
+from napari_invprior.app.viewer.layers import META, image_from_layer
+from napari_invprior.app.viewer.request import grid_for
+from napari_invprior.app.workbench.data_panel import by_role
 
 NAMES = ("superresolution_2d", "superresolution_3d", "inpainting_2d", "tomography_2d")
 

@@ -9,8 +9,8 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QAbstractButton, QCheckBox, QComboBox
 
 from napari_invprior import registry
-from napari_invprior.app.controls import FAULT, MethodChooser
-from napari_invprior.app.forms import Form
+from napari_invprior.app.widgets.controls import FAULT, MethodChooser
+from napari_invprior.app.widgets.forms import Form
 from napari_invprior.study.lineup import usual_weight
 from tests.app.conftest import TINY_PRIOR
 

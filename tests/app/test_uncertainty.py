@@ -7,8 +7,8 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
-from napari_invprior.app import layers as app_layers
-from napari_invprior.app.uncertainty import Uncertainty
+from napari_invprior.app.uncertainty.dock import Uncertainty
+from napari_invprior.app.viewer import layers as app_layers
 from tests.app.conftest import Window, canvas_of, move
 
 pytestmark = pytest.mark.gui

@@ -11,9 +11,9 @@ from napari.components import ViewerModel
 from napari.layers import Image
 from napari.utils.notifications import notification_manager
 
-from napari_invprior.app import coarse
-from napari_invprior.app.layers import images_of, role_of
-from napari_invprior.app.volume_guard import VolumeGuard
+from napari_invprior.app.viewer import coarse
+from napari_invprior.app.viewer.layers import images_of, role_of
+from napari_invprior.app.viewer.volume_guard import VolumeGuard
 
 HUGE = (6400, 4096, 4096)
 """107 GB of bytes."""

@@ -7,8 +7,8 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QPushButton
 
-from napari_invprior.app import coarse
-from napari_invprior.app.layers import role_of
+from napari_invprior.app.viewer import coarse
+from napari_invprior.app.viewer.layers import role_of
 from tests.app.test_volume_guard import BLOCKS, HUGE, Counted
 
 pytestmark = pytest.mark.gui

@@ -22,11 +22,11 @@ from qtpy.QtWidgets import (
     QScrollBar,
 )
 
-from napari_invprior.app.gallery import PatchGallery
-from napari_invprior.app.loss_plot import LossPlot
-from napari_invprior.app.picking import LAYER_NAME
-from napari_invprior.app.request import Request
-from napari_invprior.app.workbench import SHORTCUTS
+from napari_invprior.app.viewer.request import Request
+from napari_invprior.app.widgets.gallery import PatchGallery
+from napari_invprior.app.widgets.loss_plot import LossPlot
+from napari_invprior.app.workbench.dock import SHORTCUTS
+from napari_invprior.app.workbench.picking import LAYER_NAME
 from tests.app.conftest import LONG_PRIOR, TINY_PRIOR
 
 pytestmark = pytest.mark.gui
@@ -449,7 +449,7 @@ def test_dark_and_light_theme_are_readable(window):
 
 
 def test_two_docks_share_one_job(window):
-    from napari_invprior.app.workbench import Workbench
+    from napari_invprior.app.workbench.dock import Workbench
 
     window.add_small()
     window.pick_small()

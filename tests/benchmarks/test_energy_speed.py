@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from napari_invprior.transport.energy_distance import (
+from napari_invprior.transport.sliced_flows.energy_distance import (
     Directions,
     SlicedTarget,
     sliced_energy_gradient,
 )
-from napari_invprior.transport.slicing import directions, slice_constant
-from napari_invprior.transport.sorted_rows import SortedRows
+from napari_invprior.transport.sliced_flows.sorted_rows import SortedRows
+from napari_invprior.transport.slices.directions import directions, slice_constant
 from tests.benchmarks.test_mixture_speed import best
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_invprior.transport.kernel_sum import kernel_sum, kernel_sum_with_error
+from napari_invprior.transport.kernel_sums.kernel_sum import kernel_sum, kernel_sum_with_error
 from tests.benchmarks.test_mixture_speed import best
 
 pytestmark = pytest.mark.slow

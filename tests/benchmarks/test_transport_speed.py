@@ -14,8 +14,8 @@ import torch
 
 from napari_invprior.numerics.patches import PatchGrid, gather_patches
 from napari_invprior.samples import load_sample
-from napari_invprior.transport.nearest import Sites
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.nearest import Sites
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 from tests.benchmarks.test_mixture_speed import best
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_semi_dual_against_exact_transport(kind: str, benchmark: Any, capsys: Wr
 LARGE = """
 import resource, torch
 from tests.benchmarks.test_transport_speed import clouds
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 torch.set_num_threads(2)
 points, sites = clouds("patches", 100_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,10 +9,10 @@ import torch
 
 from napari_invprior import jobs, registry
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport.density import density_of
-from napari_invprior.transport.image_potential import ImagePotential
-from napari_invprior.transport.riesz import Cloud, Target
-from napari_invprior.transport.trajectory import Trajectory
+from napari_invprior.transport.riesz_flows.density import density_of
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Target
+from napari_invprior.transport.riesz_flows.image_potential import ImagePotential
+from napari_invprior.transport.riesz_flows.trajectory import Trajectory
 
 QUICK: dict[str, dict[str, Any]] = {
     "particle": {},

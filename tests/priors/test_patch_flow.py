@@ -11,7 +11,7 @@ from napari_invprior.parameters import validate
 from napari_invprior.priors.base import Reference
 from napari_invprior.priors.patch_flow import PatchFlow, PatchFlowParameters
 from napari_invprior.samples import binary_volume
-from napari_invprior.transport.energy_distance import energy_distance
+from napari_invprior.transport.sliced_flows.energy_distance import energy_distance
 
 QUICK = {"patch_size": 8, "particles": 150, "steps": 60}
 NETS = {"train_networks": True, "networks": 2, "network_steps": 5}

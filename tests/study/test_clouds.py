@@ -16,7 +16,7 @@ from napari_invprior.study.halftone_quality import seen_from_afar
 from napari_invprior.study.point_density import PointDensityParameters, point_density
 from napari_invprior.study.sameness import SamenessParameters, same_patches, same_points
 from napari_invprior.study.typicality import Typicality, TypicalityParameters, typicality
-from napari_invprior.transport.density import Density
+from napari_invprior.transport.riesz_flows.density import Density
 
 
 def texture(seed: int, shape: tuple[int, ...] = (64, 64), width: float = 1.0) -> torch.Tensor:

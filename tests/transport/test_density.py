@@ -10,10 +10,10 @@ from scipy import ndimage
 from napari_invprior.errors import InvalidInput
 from napari_invprior.numerics.hilbert import hilbert_order
 from napari_invprior.numerics.spline import CubicSpline
-from napari_invprior.transport import image_potential
-from napari_invprior.transport.density import Density, density_of
-from napari_invprior.transport.image_potential import GUARD, MARGIN, ImagePotential
-from napari_invprior.transport.riesz import Cloud, Discrepancy, mean_power
+from napari_invprior.transport.riesz_flows import image_potential
+from napari_invprior.transport.riesz_flows.density import Density, density_of
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Discrepancy, mean_power
+from napari_invprior.transport.riesz_flows.image_potential import GUARD, MARGIN, ImagePotential
 
 SHAPES = pytest.mark.parametrize("shape", [(21, 32), (7, 10, 9)], ids=["2d", "3d"])
 

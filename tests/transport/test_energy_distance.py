@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport import energy_distance as module
-from napari_invprior.transport import sorted_rows as lines
-from napari_invprior.transport.energy_distance import (
+from napari_invprior.transport.sliced_flows import energy_distance as module
+from napari_invprior.transport.sliced_flows import sorted_rows as lines
+from napari_invprior.transport.sliced_flows.energy_distance import (
     Directions,
     SlicedTarget,
     energy_distance,
@@ -21,8 +21,8 @@ from napari_invprior.transport.energy_distance import (
     sliced_energy_distance,
     sliced_energy_gradient,
 )
-from napari_invprior.transport.slicing import directions
-from napari_invprior.transport.sorted_rows import SortedRows
+from napari_invprior.transport.sliced_flows.sorted_rows import SortedRows
+from napari_invprior.transport.slices.directions import directions
 
 
 def cloud(d: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -11,9 +11,9 @@ import torch
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Message, never, run
 from napari_invprior.networks.unet import UNet, UNetSize
-from napari_invprior.transport.displacement import Fitting, fit_displacement
-from napari_invprior.transport.energy_distance import energy_distance
-from napari_invprior.transport.flow_chain import ChainPlan, FlowChain
+from napari_invprior.transport.sliced_flows.displacement import Fitting, fit_displacement
+from napari_invprior.transport.sliced_flows.energy_distance import energy_distance
+from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
 from tests.transport.test_particle_flow import moons, uniform
 from tests.transport.vectors import VectorNet
 

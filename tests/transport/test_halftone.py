@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from napari_invprior import jobs
-from napari_invprior.transport.density import Density, density_of
-from napari_invprior.transport.halftone import HalftoneParameters, halftone
-from napari_invprior.transport.image_potential import ImagePotential
-from napari_invprior.transport.riesz import Discrepancy
+from napari_invprior.transport.riesz_flows.density import Density, density_of
+from napari_invprior.transport.riesz_flows.discrepancy import Discrepancy
+from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters, halftone
+from napari_invprior.transport.riesz_flows.image_potential import ImagePotential
 
 
 def blobs(ndim: int = 2) -> Density:

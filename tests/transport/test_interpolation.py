@@ -7,8 +7,8 @@ import torch
 
 from napari_invprior import memory
 from napari_invprior.errors import OutOfMemory
-from napari_invprior.transport.interpolation import Interpolation
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete.interpolation import Interpolation
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 
 
 def cloud(count: int, d: int = 3, seed: int = 0) -> torch.Tensor:

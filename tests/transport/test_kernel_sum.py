@@ -15,13 +15,13 @@ from scipy import special
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport import sliced_sums
-from napari_invprior.transport.kernel_sum import (
+from napari_invprior.transport.kernel_sums import sliced as sliced_sums
+from napari_invprior.transport.kernel_sums.kernel_sum import (
     kernel_sum,
     kernel_sum_with_error,
     median_scale,
 )
-from napari_invprior.transport.kernels import (
+from napari_invprior.transport.kernel_sums.kernels import (
     KERNELS,
     Energy,
     Gauss,
@@ -33,9 +33,9 @@ from napari_invprior.transport.kernels import (
     ThinPlate,
     as_kernel,
 )
-from napari_invprior.transport.sliced_sums import line_sums
-from napari_invprior.transport.slicing import directions
-from napari_invprior.transport.sorted_sums import SortedSums
+from napari_invprior.transport.kernel_sums.sliced import line_sums
+from napari_invprior.transport.kernel_sums.sorted import SortedSums
+from napari_invprior.transport.slices.directions import directions
 
 EVERY: list[Kernel] = [
     *(kind() for kind in KERNELS.values()), Matern(2.5), Matern(1.2), Riesz(0.6), Riesz(1.5),

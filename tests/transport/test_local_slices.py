@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport.energy_distance import SlicedTarget, energy_gradient
-from napari_invprior.transport.local_slices import WindowSlices, as_columns, as_images
-from napari_invprior.transport.slice_draws import LocalDraw
-from napari_invprior.transport.slicing import directions
+from napari_invprior.transport.sliced_flows.energy_distance import SlicedTarget, energy_gradient
+from napari_invprior.transport.slices.directions import directions
+from napari_invprior.transport.slices.draws import LocalDraw
+from napari_invprior.transport.slices.local import WindowSlices, as_columns, as_images
 
 
 def images(

@@ -9,8 +9,8 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import run
 from napari_invprior.numerics.patches import PatchGrid
 from napari_invprior.samples import binary_volume
-from napari_invprior.transport.energy_distance import energy_distance
-from napari_invprior.transport.mosaic import MosaicPlan, _unwrap, _wrap, mosaic
+from napari_invprior.transport.sliced_flows.energy_distance import energy_distance
+from napari_invprior.transport.sliced_flows.mosaic import MosaicPlan, _unwrap, _wrap, mosaic
 
 
 def blobs(space: tuple[int, ...], patch: int, seed: int) -> torch.Tensor:

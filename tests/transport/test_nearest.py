@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_invprior.transport import nearest
-from napari_invprior.transport.nearest import Sites
+from napari_invprior.transport.semi_discrete import nearest
+from napari_invprior.transport.semi_discrete.nearest import Sites
 
 
 def cloud(d: int, n: int, seed: int) -> torch.Tensor:

@@ -9,12 +9,12 @@ import torch
 
 from napari_invprior import jobs
 from napari_invprior.errors import InvalidInput, JobError
-from napari_invprior.transport import riesz_closed_forms as known
-from napari_invprior.transport.backward import BackwardFlow, BackwardParameters
-from napari_invprior.transport.forward import ForwardFlow, ForwardParameters
-from napari_invprior.transport.neural_base import NeuralFlow
-from napari_invprior.transport.riesz import Cloud
-from napari_invprior.transport.trajectory import Trajectory
+from napari_invprior.transport.riesz_flows import closed_forms as known
+from napari_invprior.transport.riesz_flows.backward import BackwardFlow, BackwardParameters
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud
+from napari_invprior.transport.riesz_flows.forward import ForwardFlow, ForwardParameters
+from napari_invprior.transport.riesz_flows.neural import NeuralFlow
+from napari_invprior.transport.riesz_flows.trajectory import Trajectory
 
 BOTH = pytest.mark.parametrize("cls", [BackwardFlow, ForwardFlow])
 

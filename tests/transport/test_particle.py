@@ -10,10 +10,10 @@ import torch
 
 from napari_invprior import jobs
 from napari_invprior.errors import JobError
-from napari_invprior.transport import riesz_closed_forms as known
-from napari_invprior.transport.particle import Descent, ParticleFlow, ParticleParameters
-from napari_invprior.transport.riesz import Cloud, Discrepancy
-from napari_invprior.transport.trajectory import Trajectory
+from napari_invprior.transport.riesz_flows import closed_forms as known
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Discrepancy
+from napari_invprior.transport.riesz_flows.particle import Descent, ParticleFlow, ParticleParameters
+from napari_invprior.transport.riesz_flows.trajectory import Trajectory
 
 
 def flowed(d: int, target: Cloud | None = None, **parameters: Any) -> Trajectory:

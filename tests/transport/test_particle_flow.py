@@ -8,11 +8,15 @@ from sklearn.datasets import make_moons
 
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Message, Progress, Result, run
-from napari_invprior.transport import particle_flow
-from napari_invprior.transport.energy_distance import energy_distance
-from napari_invprior.transport.local_slices import as_columns
-from napari_invprior.transport.particle_flow import ParticleFlow, Schedule, flow_particles
-from napari_invprior.transport.slice_draws import DirectionDraw, LocalDraw, usual_lines
+from napari_invprior.transport.sliced_flows import particle_flow
+from napari_invprior.transport.sliced_flows.energy_distance import energy_distance
+from napari_invprior.transport.sliced_flows.particle_flow import (
+    ParticleFlow,
+    Schedule,
+    flow_particles,
+)
+from napari_invprior.transport.slices.draws import DirectionDraw, LocalDraw, usual_lines
+from napari_invprior.transport.slices.local import as_columns
 
 
 def uniform(d: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

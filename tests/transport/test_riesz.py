@@ -9,10 +9,11 @@ import torch
 from scipy.stats import energy_distance
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport import directional, riesz
-from napari_invprior.transport.directional import DirectionalDerivative
-from napari_invprior.transport.riesz import Cloud, Discrepancy, mean_power
-from napari_invprior.transport.slicing import directions, slice_constant
+from napari_invprior.transport.riesz_flows import directional
+from napari_invprior.transport.riesz_flows import discrepancy as riesz
+from napari_invprior.transport.riesz_flows.directional import DirectionalDerivative
+from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Discrepancy, mean_power
+from napari_invprior.transport.slices.directions import directions, slice_constant
 
 POWERS = pytest.mark.parametrize("r", [0.5, 1.0, 1.5])
 

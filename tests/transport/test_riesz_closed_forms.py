@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from napari_invprior.numerics.lbfgs import minimise
-from napari_invprior.transport import riesz_closed_forms as known
-from napari_invprior.transport.riesz import Discrepancy
+from napari_invprior.transport.riesz_flows import closed_forms as known
+from napari_invprior.transport.riesz_flows.discrepancy import Discrepancy
 
 CASES = [(1.0, 1), (1.0, 2), (1.5, 2), (0.5, 2), (0.5, 3), (1.5, 1)]
 

@@ -7,8 +7,8 @@ import ot
 import pytest
 import torch
 
-from napari_invprior.transport import semi_dual
-from napari_invprior.transport.semi_dual import SemiDual
+from napari_invprior.transport.semi_discrete import semi_dual
+from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 
 Clouds = tuple[torch.Tensor, torch.Tensor]
 

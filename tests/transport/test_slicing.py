@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport import distance_directions, slicing
-from napari_invprior.transport.slicing import directions, slice_constant
+from napari_invprior.transport.slices import directions as slicing
+from napari_invprior.transport.slices import distance_optimal as distance_directions
+from napari_invprior.transport.slices.directions import directions, slice_constant
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import kstest
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.transport import two_sample
-from napari_invprior.transport.two_sample import two_sample_test
+from napari_invprior.transport.kernel_sums import two_sample
+from napari_invprior.transport.kernel_sums.two_sample import two_sample_test
 
 
 def normal(n: int, d: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""What all docks share: jobs, their sentences, and an end."""

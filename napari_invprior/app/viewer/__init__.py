@@ -1,0 +1,1 @@
+"""Between napari's layers and the engine."""

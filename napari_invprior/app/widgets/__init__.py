@@ -1,0 +1,1 @@
+"""Controls and plots that know nothing of images."""

@@ -1,0 +1,1 @@
+"""The dock Workbench: data, references, prior, reconstruction."""

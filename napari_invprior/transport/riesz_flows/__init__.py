@@ -1,0 +1,1 @@
+"""Wasserstein gradient flows of Riesz kernels: by particles and by networks."""

@@ -1,0 +1,1 @@
+"""Optimal transport of a cloud to weighted sites."""

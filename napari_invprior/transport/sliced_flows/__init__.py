@@ -1,0 +1,1 @@
+"""The energy distance by slices, and what flows down its gradient: particles, networks, images."""

@@ -1,0 +1,1 @@
+"""Directions and one-dimensional slices of clouds and images."""
