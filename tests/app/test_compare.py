@@ -12,8 +12,8 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractButton, QCheckBox, QLabel, QTableWidget, QToolButton
 
+from napari_invprior.app.compare import run as compare_run
 from napari_invprior.app.compare.dock import OURS, Compare
-from napari_invprior.app.compare.dock import run as compare_run
 from napari_invprior.app.compare.grid import GridView, best_shape
 from napari_invprior.study.lineup import Candidate
 from tests.app.conftest import LONG_PRIOR, TINY_PRIOR

@@ -53,6 +53,7 @@ class Page(QWidget):
         self.viewer, self.regions = viewer, regions
         self.pickers: dict[str, tuple[Picker, tuple[str, ...], str | None]] = {}
         self.forms: list[Form] = []
+        self._labels: list[QLabel] = []
         self.box = QVBoxLayout(self)
         self.box.setContentsMargins(0, 0, 0, 0)
         self.box.setSpacing(3)
@@ -86,13 +87,30 @@ class Page(QWidget):
                 none: str | None = None) -> None:
         """A list of layers; ``none`` are the words for no layer, where that is allowed."""
         picker = Picker(tip, self._on_picker)
-        text = QLabel(label)
-        text.setToolTip(tip)
-        text.setMinimumWidth(LABEL_WIDTH)
         line = self._grid.rowCount()
-        self._grid.addWidget(text, line, 0)
+        self._grid.addWidget(self._label(label, tip), line, 0)
         self._grid.addWidget(picker, line, 1)
         self.pickers[key] = (picker, tuple(kinds), none)
+
+    def _label(self, label: str, tip: str) -> QLabel:
+        text = QLabel(label)
+        text.setToolTip(tip)
+        self._labels.append(text)
+        return text
+
+    def _align(self) -> None:
+        """Let all controls of the page begin in one column."""
+        forms = self.findChildren(Form)
+        width = max([LABEL_WIDTH, *(form.label_width for form in forms)])
+        for form in forms:
+            form.align(width)
+        for label in self._labels:
+            label.setMinimumWidth(width)
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Only now, because the window's style pads labels."""
+        super().showEvent(event)
+        self._align()
 
     def _form(self, model: type[Parameters], **options: Any) -> Form:
         """A form that changes the recipe."""
@@ -193,10 +211,8 @@ class FlowPage(Page):
         self.scheme = MethodChooser("flow", "How particles move.")
         self.scheme.propose("particle")
         self.scheme.changed.connect(self.changed)
-        tip = QLabel("scheme")
-        tip.setToolTip("How particles move.")
-        tip.setMinimumWidth(LABEL_WIDTH)
-        self.box.addLayout(row(tip, self.scheme.list))
+        self.scheme.list.currentIndexChanged.connect(lambda _: self._align())
+        self.box.addLayout(row(self._label("scheme", "How particles move."), self.scheme.list))
         self.box.addWidget(self.scheme)
 
     def show_advanced(self, shown: bool) -> None:

@@ -281,12 +281,26 @@ class Form(QWidget):
         Only now, because the window's style pads them.
         """
         super().showEvent(event)
-        for column in (0, 2):
-            cells = [g.itemAtPosition(row, column) for g in self._grids
-                     for row in range(g.rowCount())]
-            width = max((c.sizeHint().width() for c in cells if c is not None), default=0)
-            for grid in self._grids:
-                grid.setColumnMinimumWidth(column, width)
+        self.align(self.label_width)
+        self._widen(2, self._width_of(2))
+
+    @property
+    def label_width(self) -> int:
+        """Width that the longest label needs, or that it was given."""
+        given = max(grid.columnMinimumWidth(0) for grid in self._grids)
+        return max(given, self._width_of(0))
+
+    def align(self, label_width: int) -> None:
+        """Begin the controls so far to the right, below those of other forms."""
+        self._widen(0, label_width)
+
+    def _width_of(self, column: int) -> int:
+        cells = [g.itemAtPosition(row, column) for g in self._grids for row in range(g.rowCount())]
+        return max((c.sizeHint().width() for c in cells if c is not None), default=0)
+
+    def _widen(self, column: int, width: int) -> None:
+        for grid in self._grids:
+            grid.setColumnMinimumWidth(column, width)
 
     def _editor(self, field: Field) -> Editor:
         if field.kind == "layer":
