@@ -9,7 +9,7 @@ demo: $(VENV)/.app
 	$(BIN)/invprior demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 	$(MAKE) --no-print-directory lint
 
 accept: $(VENV)/.test
