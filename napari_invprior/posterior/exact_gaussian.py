@@ -25,7 +25,7 @@ from napari_invprior.posterior.chains import slope
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
 from napari_invprior.priors.base import Prior
-from napari_invprior.priors.gmm import GaussianMixture
+from napari_invprior.priors.mixtures.gmm import GaussianMixture
 from napari_invprior.reconstruct.objective import Objective
 from napari_invprior.registry import register
 

@@ -16,7 +16,7 @@ from napari_invprior.parameters import Parameters
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior, Reference
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.priors.patchnr import PatchNR, PatchNRParameters
 from napari_invprior.reconstruct.base import Solver
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters

@@ -21,7 +21,10 @@ from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.posterior.calibration import calibration
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.conditional_mmd import ConditionalMMD, ConditionalMMDParameters
+from napari_invprior.priors.conditional.conditional_mmd import (
+    ConditionalMMD,
+    ConditionalMMDParameters,
+)
 from napari_invprior.study.baselines import best_total_variation
 from napari_invprior.transport.sliced_flows.displacement import Fitting
 from napari_invprior.transport.sliced_flows.energy_distance import energy_distance

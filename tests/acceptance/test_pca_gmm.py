@@ -20,8 +20,8 @@ from napari_invprior.numerics.metrics import psnr
 from napari_invprior.numerics.regression import Regression
 from napari_invprior.numerics.resample import spline_resample
 from napari_invprior.priors.base import Measurement, Reference
+from napari_invprior.priors.mixtures.pca_gmm import PcaMixture, PcaMixtureParameters
 from napari_invprior.priors.patch_estimate import PatchEstimate
-from napari_invprior.priors.pca_gmm import PcaMixture, PcaMixtureParameters
 from napari_invprior.samples import binary_volume
 from tests.acceptance.conftest import grey
 from tests.acceptance.test_volumes import NOISE, operator

@@ -26,7 +26,7 @@ from napari_invprior.posterior.evidence import ONCE, counted_once, evidence_weig
 from napari_invprior.posterior.exact_gaussian import ExactGaussian, ExactGaussianParameters
 from napari_invprior.posterior.ula import Ula, UlaParameters
 from napari_invprior.priors.base import Prior, Reference
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.samples import load_sample
 from tests.acceptance.conftest import grey
 from tests.posterior.gaussian import Truth, problem

@@ -19,7 +19,7 @@ from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.piece import representative_piece
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.priors.patchnr import PatchNR, PatchNRParameters
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters
 from napari_invprior.reconstruct.propose import (

@@ -10,7 +10,7 @@ from napari.layers import Image, Labels, Shapes
 from napari_invprior.app.workbench.patches import Count, count_patches, verdict, windows_inside
 from napari_invprior.app.workbench.regions import label_problem, regions_of
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.gmm import GaussianMixture
+from napari_invprior.priors.mixtures.gmm import GaussianMixture
 from napari_invprior.priors.patchwise import reference_patches
 from napari_invprior.recipes.model import ReferenceSource
 from napari_invprior.recipes.regions import region_mask

@@ -155,7 +155,7 @@ def test_pausing_by_key_and_shortcuts(make_napari_viewer, qtbot):
 def test_suggest_chooses_the_winner_and_3d_starts_with_the_mixture(
     make_napari_viewer, qtbot, monkeypatch
 ):
-    from napari_invprior.priors.gmm import GaussianMixture
+    from napari_invprior.priors.mixtures.gmm import GaussianMixture
     from napari_invprior.reconstruct import propose
     from napari_invprior.reconstruct.half_quadratic import HalfQuadratic
 

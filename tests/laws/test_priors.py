@@ -12,7 +12,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Prior, Reference
-from napari_invprior.priors.data_network import DataNetworkPrior
+from napari_invprior.priors.data_networks.base import DataNetworkPrior
 from napari_invprior.priors.drawn import DrawingPrior, DrawsImages
 from napari_invprior.priors.patchwise import PatchPotential
 

@@ -14,7 +14,7 @@ from napari_invprior.physics.base import Physics
 from napari_invprior.physics.inpainting import Inpainting, InpaintingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.posterior.evidence import evidence_weight
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.reconstruct.objective import Objective
 
 MEAN = 0.5

@@ -23,7 +23,7 @@ from napari_invprior.posterior.spectral import SpectralScale
 from napari_invprior.posterior.ula import Ula, UlaParameters, UlaTransition
 from napari_invprior.posterior.underdamped import Underdamped, UnderdampedParameters
 from napari_invprior.priors.base import Prior
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.priors.smooth_tv import SmoothTotalVariation, SmoothTotalVariationParameters
 from tests.laws.test_priors import fitted, texture
 from tests.posterior.gaussian import gaussian_prior, problem

@@ -24,9 +24,12 @@ from napari_invprior.physics.piece import take_piece
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.physics.tomography import Tomography, TomographyParameters
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.centre import Centre, fit_centre
-from napari_invprior.priors.conditional_mmd import ConditionalMMD, ConditionalMMDParameters
-from napari_invprior.priors.simulated_pairs import Pairs, simulated_pairs
+from napari_invprior.priors.conditional.centre import Centre, fit_centre
+from napari_invprior.priors.conditional.conditional_mmd import (
+    ConditionalMMD,
+    ConditionalMMDParameters,
+)
+from napari_invprior.priors.conditional.simulated_pairs import Pairs, simulated_pairs
 from napari_invprior.samples import load_sample
 
 QUICK: dict[str, Any] = {

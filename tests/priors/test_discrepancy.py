@@ -13,8 +13,14 @@ from napari_invprior.phantoms import ellipses
 from napari_invprior.physics.inpainting import Denoising, DenoisingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.sinkhorn import SemiUnbalancedParameters, SemiUnbalancedPatchPrior
-from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
+from napari_invprior.priors.wasserstein.sinkhorn import (
+    SemiUnbalancedParameters,
+    SemiUnbalancedPatchPrior,
+)
+from napari_invprior.priors.wasserstein.wasserstein import (
+    WassersteinParameters,
+    WassersteinPatchPrior,
+)
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic, HalfQuadraticParameters
 
 SLICE = Reference(torch.from_numpy(ellipses(64, seed=100))[None])

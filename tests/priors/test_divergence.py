@@ -10,8 +10,9 @@ import torch
 
 from napari_invprior import jobs, registry
 from napari_invprior.errors import JobError
-from napari_invprior.priors import adversarial, energy_training
+from napari_invprior.priors import adversarial
 from napari_invprior.priors.base import Reference
+from napari_invprior.priors.data_networks import energy_training
 from tests.laws.test_priors import QUICK, fit, fitted, texture
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from napari_invprior.networks.conditional_flow import Condition, ConditionalFlow, FlowSize
 from napari_invprior.networks.upscaling import pixel_unshuffle
-from napari_invprior.priors.energy_training import train
+from napari_invprior.priors.data_networks.energy_training import train
 
 MEAN, STD, SIGMA = 0.4, 0.1, 0.03
 """Of the prior ``|x - m|^2 / (2 s^2)``, and of the noise."""

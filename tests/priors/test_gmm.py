@@ -18,7 +18,7 @@ from napari_invprior.numerics import pairs as pairs_module
 from napari_invprior.numerics.expectation import Moments, Regularisation, from_labels, k_means
 from napari_invprior.numerics.mixture import Mixture, MixtureDensity
 from napari_invprior.priors.base import Reference
-from napari_invprior.priors.gmm import GaussianMixture, GaussianMixtureParameters
+from napari_invprior.priors.mixtures.gmm import GaussianMixture, GaussianMixtureParameters
 from napari_invprior.samples import binary_volume, load_sample
 
 

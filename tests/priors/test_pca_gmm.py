@@ -17,7 +17,7 @@ from napari_invprior.physics.inpainting import Inpainting, InpaintingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.pca_gmm import PcaMixture, PcaMixtureParameters
+from napari_invprior.priors.mixtures.pca_gmm import PcaMixture, PcaMixtureParameters
 from napari_invprior.reconstruct.direct import Direct, DirectParameters
 from napari_invprior.samples import binary_volume, load_sample
 

@@ -19,9 +19,9 @@ from napari_invprior.physics.blocks import from_blocks
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.data_tiles import cut_tiles, first_image
-from napari_invprior.priors.wppflow import WPPFlow, WPPFlowParameters
-from napari_invprior.priors.wppnet import WPPNet, WPPNetParameters
+from napari_invprior.priors.data_networks.tiles import cut_tiles, first_image
+from napari_invprior.priors.data_networks.wppflow import WPPFlow, WPPFlowParameters
+from napari_invprior.priors.data_networks.wppnet import WPPNet, WPPNetParameters
 from napari_invprior.recipes.outputs import write_outcome
 from napari_invprior.samples import load_sample
 

@@ -8,7 +8,7 @@ import pytest
 
 from napari_invprior import jobs, recipes
 from napari_invprior.errors import InvalidInput
-from napari_invprior.priors.gmm import GaussianMixture
+from napari_invprior.priors.mixtures.gmm import GaussianMixture
 from napari_invprior.reconstruct import propose
 from napari_invprior.reconstruct.half_quadratic import HalfQuadratic
 from napari_invprior.reconstruct.propose import Candidate, default_candidates

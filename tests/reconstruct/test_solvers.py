@@ -15,8 +15,8 @@ from napari_invprior.physics.inpainting import Denoising, DenoisingParameters
 from napari_invprior.physics.noise import GaussianNoise, GaussianParameters
 from napari_invprior.physics.superresolution import SuperResolution, SuperResolutionParameters
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.gmm import GaussianMixture
-from napari_invprior.priors.pca_gmm import PcaMixture
+from napari_invprior.priors.mixtures.gmm import GaussianMixture
+from napari_invprior.priors.mixtures.pca_gmm import PcaMixture
 from napari_invprior.reconstruct.tiles import estimated_bytes, solve_within_memory
 from napari_invprior.reconstruct.total_variation import (
     TotalVariation,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from napari_invprior.jobs import Job, Result, ShouldStop, Stage, never
 from napari_invprior.networks.upscaling import AsymmetricUpscaler, ResidualUpscaler
 from napari_invprior.parameters import parameter
-from napari_invprior.priors.data_network import DataNetworkParameters, DataNetworkPrior
-from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
+from napari_invprior.priors.data_networks.base import DataNetworkParameters, DataNetworkPrior
+from napari_invprior.priors.data_networks.tiles import Tiles, as_single, first_image
 from napari_invprior.registry import register
 
 SIZES = {"small": (48, 6), "large": (64, 8)}

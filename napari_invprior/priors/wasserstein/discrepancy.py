@@ -30,8 +30,11 @@ from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
-from napari_invprior.priors.reference_cloud import ReferencePatches, draw_reference_patches
 from napari_invprior.priors.state import check_entry, check_positive
+from napari_invprior.priors.wasserstein.reference_cloud import (
+    ReferencePatches,
+    draw_reference_patches,
+)
 from napari_invprior.transport.semi_discrete.interpolation import Interpolation
 from napari_invprior.transport.semi_discrete.semi_dual import Plan, SemiDual
 

@@ -17,8 +17,8 @@ from napari_invprior.numerics.low_rank_mixture import LowRankDensity, LowRankMix
 from napari_invprior.numerics.regression import Regression
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
-from napari_invprior.priors.joint_fit import JointFit
-from napari_invprior.priors.joint_patches import (
+from napari_invprior.priors.mixtures.joint_fit import JointFit
+from napari_invprior.priors.mixtures.joint_patches import (
     JointDraws,
     alignment_warnings,
     draw_joint,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from napari_invprior.errors import JobError
 from napari_invprior.jobs import Event, Preview, ShouldStop, Stage, never
-from napari_invprior.priors.data_tiles import Tiles
+from napari_invprior.priors.data_networks.tiles import Tiles
 
 EXPLODED = 1e3
 RISE = 0.1

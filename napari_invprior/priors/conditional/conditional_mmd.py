@@ -27,16 +27,16 @@ from napari_invprior.numerics.reflect import pad_reflect, pad_wrapped
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.centre import ROWS, Centre, fit_centre, middles
-from napari_invprior.priors.conditional_plan import (
+from napari_invprior.priors.conditional.centre import ROWS, Centre, fit_centre, middles
+from napari_invprior.priors.conditional.plan import (
     SIZE,
     USUAL_EDGE,
     ConditionalMMDParameters,
     draw_slices,
 )
+from napari_invprior.priors.conditional.simulated_pairs import Pairs, phase, simulated_pairs
 from napari_invprior.priors.drawn import DrawingPrior
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
-from napari_invprior.priors.simulated_pairs import Pairs, phase, simulated_pairs
 from napari_invprior.priors.state import check_entry, check_positive
 from napari_invprior.registry import register
 from napari_invprior.transport.sliced_flows.displacement import Fitting

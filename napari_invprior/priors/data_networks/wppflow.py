@@ -19,14 +19,14 @@ from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Map, Measurement
-from napari_invprior.priors.data_network import (
+from napari_invprior.priors.data_networks.base import (
     USUAL,
     DataNetworkParameters,
     DataNetworkPrior,
     left_empty,
 )
-from napari_invprior.priors.data_tiles import Tiles, as_single, first_image
-from napari_invprior.priors.energy_training import PatchEnergy, train
+from napari_invprior.priors.data_networks.energy_training import PatchEnergy, train
+from napari_invprior.priors.data_networks.tiles import Tiles, as_single, first_image
 from napari_invprior.registry import register
 
 CENTRE_WEIGHT = 3.0

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from napari_invprior.parameters import parameter
-from napari_invprior.priors.discrepancy import DiscrepancyParameters, PatchDiscrepancy
-from napari_invprior.priors.reference_cloud import ReferencePatches
+from napari_invprior.priors.wasserstein.discrepancy import DiscrepancyParameters, PatchDiscrepancy
+from napari_invprior.priors.wasserstein.reference_cloud import ReferencePatches
 from napari_invprior.registry import register
 from napari_invprior.transport.semi_discrete.semi_dual import SemiDual
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import Event, Result, ShouldStop, Stage, never
 from napari_invprior.networks.unet import UNet, UNetSize
-from napari_invprior.priors.simulated_pairs import Pairs
+from napari_invprior.priors.conditional.simulated_pairs import Pairs
 
 LARGEST_LOG = 4.0
 """Bound of the logarithm of the spread over its usual value."""

@@ -27,7 +27,7 @@ from napari_invprior.numerics.principal_em import (
 )
 from napari_invprior.numerics.regression import Regression
 from napari_invprior.numerics.subspaces import RELATIVE_FLOOR, Mode, Subspaces
-from napari_invprior.priors.joint_patches import JointDraws
+from napari_invprior.priors.mixtures.joint_patches import JointDraws
 
 PATCHES_PER_COMPONENT = 10
 """A component needs so many patches."""

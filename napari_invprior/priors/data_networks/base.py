@@ -24,11 +24,14 @@ from napari_invprior.parameters import overlaid, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, from_blocks
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.data_tiles import SMALLEST_TILE, Border, Tiles, cut_tiles
-from napari_invprior.priors.energy_training import PatchEnergy, graph_bytes, train
+from napari_invprior.priors.data_networks.energy_training import PatchEnergy, graph_bytes, train
+from napari_invprior.priors.data_networks.tiles import SMALLEST_TILE, Border, Tiles, cut_tiles
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
 from napari_invprior.priors.state import check_entry
-from napari_invprior.priors.wasserstein import WassersteinParameters, WassersteinPatchPrior
+from napari_invprior.priors.wasserstein.wasserstein import (
+    WassersteinParameters,
+    WassersteinPatchPrior,
+)
 
 LARGEST_FACTOR = 16
 USUAL_RATE = 1e-3

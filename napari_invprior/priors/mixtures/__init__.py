@@ -1,0 +1,1 @@
+"""Gaussian mixtures of patches, of good ones alone or together with poor ones."""

@@ -1,0 +1,1 @@
+"""Priors that compare an image's patches with the references' by transport."""
