@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Event, Job, Preview, Result, Sample, ShouldStop, never
+from napari_invprior.jobs import Event, Job, Result, Sample, ShouldStop, never
 from napari_invprior.numerics.moments import Moments
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
-from napari_invprior.posterior.base import Posterior, Sampler
+from napari_invprior.posterior.base import Posterior, Sampler, posterior_preview
 from napari_invprior.priors.base import Prior
 from napari_invprior.priors.drawn import DrawsImages
 from napari_invprior.registry import register
@@ -105,8 +105,7 @@ class Amortised(Sampler):
                 continue
             if seconds - shown > 1:
                 shown = seconds
-                both = torch.stack([moments.mean, moments.std])
-                yield Preview("posterior", both.numpy(force=True), "sample")
+                yield posterior_preview(moments)
             if time_budget_s is not None and seconds > time_budget_s:
                 break
         assert moments is not None

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from napari_invprior.jobs import Job, ShouldStop, never
+from napari_invprior.jobs import Job, Preview, ShouldStop, never
+from napari_invprior.numerics.moments import Moments
 from napari_invprior.parameters import Parameters as Declaration
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
@@ -40,6 +42,12 @@ class Posterior:
     convergence: Convergence | None = None
     rhat: Tensor | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def posterior_preview(moments: Moments) -> Preview:
+    """Mean and standard deviation so far: (2, 1, C, *space), float32."""
+    both = torch.stack([moments.mean, moments.std]).float()
+    return Preview("posterior", both.numpy(force=True), "sample")
 
 
 class Sampler(ABC):

@@ -17,7 +17,6 @@ from napari_invprior.jobs import (
     Event,
     Job,
     Message,
-    Preview,
     Result,
     Sample,
     ShouldStop,
@@ -29,7 +28,7 @@ from napari_invprior.numerics.moments import Moments
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
-from napari_invprior.posterior.base import Posterior, Sampler
+from napari_invprior.posterior.base import Posterior, Sampler, posterior_preview
 from napari_invprior.posterior.diagnostics import GOOD_RHAT, Convergence, Traces
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.spectral import (
@@ -342,7 +341,7 @@ class _Watch:
                 yield stage.progress(step, **known, **self._figures())
             if self.moments.count > 1 and stage.seconds - shown > 1:
                 shown = stage.seconds
-                yield self._preview()
+                yield posterior_preview(self.moments)
             if should_stop():
                 break
             if time_budget_s is not None and stage.seconds > time_budget_s:
@@ -418,10 +417,6 @@ class _Watch:
             return self.kept - 1
         place = int(torch.randint(self._candidates, (1,), generator=self.generator))
         return place if place < self.parameters.samples else None
-
-    def _preview(self) -> Preview:
-        both = torch.stack([self.moments.mean, self.moments.std])
-        return Preview("posterior", both.numpy(force=True), "sample")
 
     def _posterior(self) -> Posterior:
         return Posterior(

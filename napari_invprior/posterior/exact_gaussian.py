@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.jobs import Event, Job, Preview, Result, Sample, ShouldStop, Stage, never
+from napari_invprior.jobs import Event, Job, Result, Sample, ShouldStop, Stage, never
 from napari_invprior.memory import require
 from napari_invprior.numerics.krylov import conjugate_gradient
 from napari_invprior.numerics.moments import Moments
@@ -20,7 +20,7 @@ from napari_invprior.numerics.reflect import pad_reflect_adjoint
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import GaussianNoise, Noise
-from napari_invprior.posterior.base import Posterior, Sampler
+from napari_invprior.posterior.base import Posterior, Sampler, posterior_preview
 from napari_invprior.posterior.chains import slope
 from napari_invprior.posterior.evidence import counted_once, evidence_weight
 from napari_invprior.posterior.spectral import SpectralScale, measured_scale
@@ -127,8 +127,7 @@ class ExactGaussian(Sampler):
             yield stage.progress(kept)
             if stage.seconds - shown > 1:
                 shown = stage.seconds
-                both = torch.stack([moments.mean, moments.std]).float()
-                yield Preview("posterior", both.numpy(force=True), "sample")
+                yield posterior_preview(moments)
             if should_stop() or (time_budget_s is not None and stage.seconds > time_budget_s):
                 break
         facts = {"weight": gaussian.objective.weight}

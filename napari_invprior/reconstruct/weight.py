@@ -33,6 +33,7 @@ from napari_invprior.jobs import (
     never,
 )
 from napari_invprior.numerics.metrics import psnr
+from napari_invprior.numerics.windows import box, random_corner
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
 from napari_invprior.priors.base import Prior, Reference
@@ -270,11 +271,7 @@ def matching_pieces(
         if min(size) < edge // 2:
             continue
         for _ in range(20):
-            corner = [
-                int(torch.randint(n - s + 1, (), generator=generator))
-                for n, s in zip(space, size, strict=True)
-            ]
-            window = tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True))
+            window = box(random_corner(space, size, generator), size)
             piece = reference.image[(slice(None), *window)][None]
             complete = reference.mask is None or bool(reference.mask[window].all())
             if complete and bool(torch.isfinite(piece).all()):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from napari_invprior import registry
+from napari_invprior.priors.drawn import DrawsImages
 from napari_invprior.study.baselines import BASELINES
 
 QUICK = ("gmm", "start", "tv", "nlm")
@@ -89,8 +90,9 @@ def usual_sampler(prior: registry.Method, ndim: int) -> registry.Method:
     >>> usual_sampler(registry.get("prior", "gmm"), 2).name
     'underdamped'
     """
-    draws = hasattr(prior.cls, "draws")
-    return registry.get("sampler", "amortised") if draws else registry.default("sampler", ndim)
+    if issubclass(prior.cls, DrawsImages):
+        return registry.get("sampler", "amortised")
+    return registry.default("sampler", ndim)
 
 
 def usual_weight(solver: registry.Method, prior: registry.Method) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from napari.components import ViewerModel
-from napari.layers import Layer
 from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import QObject, Signal
 
@@ -76,12 +75,6 @@ class DockRun(QObject):
         if end.how == "failed" and end.error is not None:
             self.fault = str(end.error)
             tell(end.error)
-
-    def _add_quietly(self, layer: Layer) -> None:
-        """Add a layer and leave the selection as it is."""
-        active = self.viewer.layers.selection.active
-        self.viewer.add_layer(layer)
-        self.viewer.layers.selection.active = active
 
 
 def tell(error: Exception) -> None:

@@ -17,6 +17,7 @@ from napari_invprior.app.viewer.layers import (
     META,
     PREVIEW,
     Snapshot,
+    add_quietly,
     free_name,
     layer_named,
     possible_dimensions,
@@ -149,7 +150,7 @@ class ParticlesRun(DockRun):
             return
         if layer is not None:
             self.viewer.layers.remove(layer)
-        self._add_quietly(points_layer(
+        add_quietly(self.viewer, points_layer(
             places, task.geometry or Geometry.identity(places.shape[1]), name=FLOWING,
             size=dot_size(task.space(), places, len(places)),
             metadata={META: {"role": PREVIEW}},

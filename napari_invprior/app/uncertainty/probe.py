@@ -9,7 +9,7 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Layer, Points
 
-from napari_invprior.app.viewer.layers import META, PREVIEW, finest
+from napari_invprior.app.viewer.layers import META, PREVIEW, add_quietly, finest
 from napari_invprior.app.workbench.picking import CLICK
 
 MARK = "probed place"
@@ -61,12 +61,12 @@ class Probe:
         place = np.asarray(layer.data_to_world((0, *index)))[-min(2, len(index)) :]
         size = 6 * float(np.abs(layer.scale[-1]))
         if self._mark is None or self._mark not in self.viewer.layers:
-            active = self.viewer.layers.selection.active
-            self._mark = self.viewer.add_points(
+            mark = Points(
                 place[None], name=MARK, size=size, symbol="cross", face_color="#ffd54a",
                 border_width=0, units=layer.units[-2:], metadata={META: {"role": PREVIEW}},
             )
-            self.viewer.layers.selection.active = active
+            add_quietly(self.viewer, mark)
+            self._mark = mark
         else:
             self._mark.data, self._mark.size = place[None], size
 

@@ -11,7 +11,14 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_invprior.app.docks.jobs import JobEnd, JobRunner
 from napari_invprior.app.docks.run import DockRun
-from napari_invprior.app.viewer.layers import META, finest, recipe_of, result_layer
+from napari_invprior.app.viewer.layers import (
+    META,
+    add_quietly,
+    finest,
+    heat,
+    recipe_of,
+    result_layer,
+)
 from napari_invprior.app.viewer.request import PlacedPreview, Request, request
 from napari_invprior.app.workbench.dock import Workbench
 from napari_invprior.app.workbench.history import UNCERTAINTY
@@ -160,7 +167,7 @@ class SamplingRun(DockRun):
 
     def _add(self, kind: str, layer: Layer) -> None:
         layer.visible = kind == self.wanted_view
-        self._add_quietly(layer)
+        add_quietly(self.viewer, layer)
         self._layers[kind] = layer
         self.changed.emit()
 
@@ -221,6 +228,4 @@ class SamplingRun(DockRun):
 
 def _stretch(layer: Layer) -> None:
     """Contrast of a map that changes while it is refined."""
-    from napari_invprior.app.viewer.layers import heat
-
     layer.contrast_limits = heat(np.asarray(layer.data))["contrast_limits"]

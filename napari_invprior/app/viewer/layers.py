@@ -303,6 +303,13 @@ def free_name(viewer: ViewerModel, stem: str) -> str:
     return f"{stem} {number}"
 
 
+def add_quietly(viewer: ViewerModel, layer: Layer) -> None:
+    """Add a layer and leave the selection as it is."""
+    active = viewer.layers.selection.active
+    viewer.add_layer(layer)
+    viewer.layers.selection.active = active
+
+
 def role_of(layer: Layer) -> str:
     """What a layer is for, as its maker says: ``"observation"``, ``"map"``, ..."""
     facts = layer.metadata.get(META)

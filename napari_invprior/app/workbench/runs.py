@@ -17,13 +17,14 @@ from napari_invprior.app.docks.run import tell
 from napari_invprior.app.viewer.layers import (
     META,
     PREVIEW,
+    add_quietly,
     beside,
     free_name,
     recipe_of,
     result_layer,
 )
 from napari_invprior.app.viewer.request import PlacedPreview, Request, request
-from napari_invprior.app.widgets.controls import GOOD
+from napari_invprior.app.widgets.controls import FAULT, GOOD
 from napari_invprior.app.widgets.words import duration, figures
 from napari_invprior.app.workbench.data_panel import DataPanel
 from napari_invprior.app.workbench.history import MAP, History
@@ -192,9 +193,8 @@ class Runs(QObject):
             rgb=preview.rgb, metadata={META: {"role": PREVIEW}},
         ) if self._preview is None else None
         if layer is not None:
-            active = self.viewer.layers.selection.active
-            self._preview = self.viewer.add_layer(layer)
-            self.viewer.layers.selection.active = active
+            add_quietly(self.viewer, layer)
+            self._preview = layer
         elif self._preview in self.viewer.layers:
             self._preview.data = preview.array
 
@@ -250,9 +250,7 @@ class Runs(QObject):
             psf.array, beside(psf.geometry, psf.array.shape, good), None, name=name,
             metadata={META: dict(psf.metadata)},
         )
-        active = self.viewer.layers.selection.active
-        self.viewer.add_layer(layer)
-        self.viewer.layers.selection.active = active
+        add_quietly(self.viewer, layer)
         data.use_operator(end.value.metrics, layer.name)
         for sentence in wanted.changes(self.viewer):
             self.said.emit(sentence, True)
@@ -305,8 +303,6 @@ class Runs(QObject):
         tell(error)
 
     def _failed(self, name: str, text: str) -> None:
-        from napari_invprior.app.widgets.controls import FAULT
-
         places = {TRAIN: self.panels.prior.about, ESTIMATE: self.panels.data.operator.about}
         places.get(name, self.panels.result.about).say(text, FAULT)
         self.said.emit(text, True)

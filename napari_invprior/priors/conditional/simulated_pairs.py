@@ -19,6 +19,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.memory import require
 from napari_invprior.networks.draws import valid_positions
 from napari_invprior.numerics.patches import PatchGrid, flat_index
+from napari_invprior.numerics.windows import box, random_corner
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.blocks import block_factor, block_shift
 from napari_invprior.physics.noise import Noise
@@ -148,13 +149,13 @@ def _simulated(
     """Windows of one simulated data set, at most ``count``; None where none may be used."""
     factor, begin = phase(physics)
     operator, corner, space = _placed(physics, tuple(image.shape[1:]), prior, generator)
-    piece = image[(slice(None), *_box(corner, space))]  # type: ignore[index]
+    piece = image[(slice(None), *box(corner, space))]  # type: ignore[index]
     y = noise.simulate(operator.A(piece[None]), generator)
     first = operator.start(y)[0].to(piece)
     counts = [n - p + 1 for n, p in zip(space, prior.patch, strict=True)]
     allowed = torch.zeros(counts, dtype=torch.bool)
     steps = tuple(slice(b, None, f) for b, f in zip(begin, factor, strict=True))
-    allowed[steps] = valid[_box(corner, counts)][steps]
+    allowed[steps] = valid[box(corner, counts)][steps]
     places = allowed.flatten().nonzero()[:, 0]
     places = places[torch.randperm(len(places), generator=generator)[:count]]
     if len(places) == 0:
@@ -187,7 +188,7 @@ def _placed(
         shape = physics.fitting_shape(most)
         if any(n < p for n, p in zip(shape, prior.patch, strict=True)):
             raise too_few(0, prior.patch)
-        return physics, _corner(space, shape, generator), shape
+        return physics, random_corner(space, shape, generator), shape
     whole = tuple(physics.mask.shape)
     shape = tuple(min(n, m) for n, m in zip(space, whole, strict=True))
     if any(n < p for n, p in zip(shape, prior.patch, strict=True)):
@@ -196,22 +197,9 @@ def _placed(
             "patch_size"
         )
     for _ in range(TRIES):
-        window = _box(_corner(whole, shape, generator), shape)
+        window = box(random_corner(whole, shape, generator), shape)
         if bool(physics.mask[window].any()):
-            return physics.restricted(window)[0], _corner(space, shape, generator), shape
+            return physics.restricted(window)[0], random_corner(space, shape, generator), shape
     raise InvalidInput(
         f"pieces of {shape} px of the mask show nothing: give a reference of {whole} px or more"
     )
-
-
-def _corner(
-    space: Sequence[int], shape: Sequence[int], generator: torch.Generator
-) -> tuple[int, ...]:
-    return tuple(
-        int(torch.randint(n - s + 1, (), generator=generator))
-        for n, s in zip(space, shape, strict=True)
-    )
-
-
-def _box(corner: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))
