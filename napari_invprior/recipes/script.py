@@ -42,13 +42,13 @@ recipes.write_outcome(outcome, "invprior-output")
 
 def layer_names(recipe: Recipe) -> list[str]:
     """Names of all layers that the recipe refers to, in order, each once."""
-    sources: list[Source | None] = [recipe.truth]
+    sources: list[Source | None] = [recipe.truth, recipe.initial]
     if isinstance(recipe.observation, Simulation):
         sources.append(recipe.observation.simulate_from)
     else:
         sources.append(recipe.observation)
     for reference in recipe.references:
-        sources += [reference, reference.labels]
+        sources += [reference, reference.labels, reference.pair]
     for choice in (recipe.physics, recipe.noise):
         sources += [v for _, v in choice.parameters if isinstance(v, Source)]
     names = [s.layer for s in sources if s is not None and s.layer is not None]

@@ -138,3 +138,16 @@ def test_every_example_is_valid_and_its_script_compiles() -> None:
         compile(recipes.script(recipe), "script.py", "exec")
     with pytest.raises(InvalidInput, match="did you mean"):
         recipes.load_example("patchnr-inpaintin")
+
+
+def test_a_script_is_handed_every_layer_that_its_recipe_reads() -> None:
+    names = ("seen", "true", "start", "good", "painted", "poor")
+    text = recipes.script(recipes.parse({
+        "task": "sample", "prior": "gmm", "observation": {"layer": "seen"},
+        "truth": {"layer": "true"}, "initial": {"layer": "start"},
+        "references": [
+            {"layer": "good", "labels": {"layer": "painted"}, "pair": {"layer": "poor"}},
+        ],
+    }))
+    listed = next(line for line in text.splitlines() if line.startswith("arrays"))
+    assert all(repr(name) in listed for name in names)
