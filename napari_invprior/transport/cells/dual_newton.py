@@ -69,12 +69,9 @@ def solve_potentials(
     for count in _levels(apart):
         chosen = order[:count]
         _, owner = cKDTree(sites[chosen]).query(sites)
-        shares = np.bincount(owner, weights, count)
+        shares = np.bincount(owner, weights, count).astype(float)
         flat = _flattened(sites[chosen])
-        if psi is None:
-            start = _first(flat)
-        else:
-            start = _refined(sites[before], psi, sites[chosen])
+        start = _first(flat) if psi is None else _refined(sites[before], psi, sites[chosen])
         tolerance = WANTED if count == n else ROUGH * float(shares.min())
         try:
             found, taken = _newton(flat, shares, start, tolerance, should_stop)
@@ -123,8 +120,9 @@ def _newton(
             break
         psi, now = found
     raise JobError(
-        f"the Laguerre cells of {len(weights)} atoms were not found (a mass is off by {error:.2g}): "
-        "some atoms lie very close to each other or have very small weights; merge or remove them"
+        f"the Laguerre cells of {len(weights)} atoms were not found (a mass is off by "
+        f"{error:.2g}): some atoms lie very close to each other or have very small "
+        "weights; merge or remove them"
     )
 
 
@@ -167,7 +165,7 @@ def _direction(now: Masses, wrong: Floats) -> Floats | None:
 
 
 def _farthest_first(sites: Floats) -> tuple[Ints, Floats]:
-    """Atoms in an order in which each is as far as possible from those before, and that distance."""
+    """Atoms, each as far as possible from all before it, and that distance."""
     n = len(sites)
     order, apart = np.zeros(n, np.intp), np.full(n, np.inf)
     nearest = np.square(sites - sites[0]).sum(1)

@@ -110,7 +110,7 @@ def _in_space(sites: Floats, psi: Floats, diagram: Diagram) -> Masses:
     edge, opening = _openings(face[np.tile(rays, 3)], np.tile(outward[rays], (3, 1)))
 
     def of_faces(parts: Floats, of_turn: Floats) -> Floats:
-        total = np.bincount(face, parts, len(pairs))
+        total = np.bincount(face, parts, len(pairs)).astype(float)
         total[edge] += of_turn[edge] * opening / TURN
         return total
 
@@ -181,7 +181,8 @@ def _corners(sites: Floats, triangles: Ints) -> Floats:
 
 def _exchanged(n: int, pairs: Ints, parts: Floats) -> Floats:
     """Sum of the parts of each cell; the first of a pair adds what the second loses."""
-    return np.bincount(pairs[:, 0], parts, n) - np.bincount(pairs[:, 1], parts, n)
+    gained, lost = (np.bincount(side, parts, n).astype(float) for side in pairs.T)
+    return gained - lost
 
 
 def _density(x: Floats) -> Floats:

@@ -159,8 +159,8 @@ class LaguerreCells:
         groups = np.split(there[order], np.searchsorted(here[order], np.arange(1, n)))
         halves = [(points[k] - points[i], psi[k] - psi[i]) for i, k in enumerate(groups)]
         # an atom above the lower hull touches nothing: its cell is empty
-        never_ = np.eye(1, d) * np.array([[1.0]])
-        closed = np.vstack([never_, -never_]), np.array([-1.0, -1.0])
+        axis = np.eye(1, d)
+        closed = np.vstack([axis, -axis]), np.array([-1.0, -1.0])
         return [half if len(half[1]) or n == 1 else closed for half in halves]
 
     def _check_box(self, ndim: int, extent: float) -> None:
