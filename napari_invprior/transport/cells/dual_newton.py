@@ -205,25 +205,21 @@ def _refined(coarse: Floats, psi: Floats, fine: Floats) -> Floats:
     distance, owner = cKDTree(coarse).query(fine)
     reach = np.zeros(len(coarse))
     np.maximum.at(reach, owner, distance)
-    reach[reach == 0] = np.inf
     start = np.empty(len(fine))
     width = max(1, BLOCK // len(coarse))
     for low in range(0, len(fine), width):
         offset = fine[low : low + width, None] - coarse
         away = np.linalg.norm(offset, axis=2)
-        bend = np.minimum(away, reach)
         value = psi + np.einsum("fcr,cr->fc", offset, middle)
-        value += inner * np.where(np.isinf(reach), 0, bend * (away - bend / 2) / reach)
+        # bent everywhere, and nowhere steeper than the ball is wide
+        value += inner * (np.hypot(away, reach) - reach)
         start[low : low + width] = value.max(1)
     return start + 1e-3 * _first(fine)
 
 
 def _balls(sites: Floats, psi: Floats) -> tuple[Floats, Floats]:
     """Gaussian mean of each cell (n, r), and the radius of a ball about it inside the cell (n,)."""
-    centred = sites - sites.mean(0)
-    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[: max(1, int((sizes > FLAT * sizes[0]).sum()))]
-    now = cell_masses(sites if len(axes) == sites.shape[1] else centred @ axes.T, psi)
+    now = cell_masses(_flattened(sites), psi)
     first, second = now.pairs.T
     across = sites[second] - sites[first]
     middle = np.zeros_like(sites)
