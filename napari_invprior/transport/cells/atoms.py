@@ -44,8 +44,8 @@ class Atoms:
         (r, n), float64, the distinct atoms in normalised coordinates, ``r <= d``.
     weights : Tensor
         (n,), of the distinct atoms, positive, with sum 1.
-    scale : float
-        User's units per normalised unit.
+    centre, scale : Tensor, float
+        An atom as given is ``centre + scale * lift(site)``.
     notes : tuple of str
         What was changed, for the user.
 
@@ -86,6 +86,7 @@ class Atoms:
         else:
             sites, self.scale = positions[:, self.index], 1.0
         self.sites = sites if self._basis is None else self._basis.T @ sites
+        self.centre = positions[:, self.index[:1]] - self.scale * self.lift(self.sites[:, :1])
 
     def __len__(self) -> int:
         """How many distinct atoms there are."""

@@ -1,0 +1,172 @@
+"""Borders between flow-matching cells, exact at any width: carried back from where they end.
+
+Late in the flow, the border of two neighbours ``i`` and ``j`` is the plane through the middle of
+both: ``z = s (x_i + x_j) / 2 + v`` with ``v`` at right angles to ``x_j - x_i``, shifted for unequal
+weights to where both have the same weight. Forward, the border repels; carried back from a late
+time, points of that plane are drawn onto it and end at ``s = 0`` on the border of the cells of
+source points, as exact as the integrator. Every border is the image of a whole plane (own
+derivation): in the plane a curve, in space a surface.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_invprior.transport.cells.flow_matching import FlowMatching
+
+SETTLED = 40.0
+"""The way back is long enough for offsets from the border to sink by so many powers of e."""
+LATEST = 3e4
+"""Latest start, in units of the inverse distance of the two atoms: the way back takes a number of
+steps that grows with its square."""
+ABSENT, PRESENT = 40.0, 3.0
+"""Gap to a third atom that is wanted at the start, and the least one."""
+FIRST, LAST = -4, 12
+"""Offsets in the plane at first: powers of two in units of the atoms' distance."""
+ROUNDS = 10
+FINEST, COARSEST, BEND = 1 / 2000, 1 / 40, math.radians(3)
+"""Chords of a curve lie between these shares of the window's edge; longer than the first they turn
+by less than the angle."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The border between two cells in the plane.
+
+    Attributes
+    ----------
+    pair : (int, int)
+        The distinct atoms whose cells lie on its left and on its right.
+    points : Tensor
+        (k, 2), source points. Each end is a corner of cells or lies far outside the window.
+    """
+
+    pair: tuple[int, int]
+    points: Tensor
+
+
+def on_border(flow: FlowMatching, pairs: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Source points on the borders of pairs of cells.
+
+    Parameters
+    ----------
+    pairs : Tensor
+        (N, 2), distinct atoms whose cells touch.
+    offsets : Tensor
+        (r, N), at right angles to the line between the atoms of each pair, in the span.
+
+    Returns
+    -------
+    Tensor
+        (r, N), in the span of the atoms.
+    Tensor
+        (N,), whether the place is to be trusted; not where the way back would be too long.
+    """
+    sites, logs = flow.atoms.sites, flow.atoms.weights.log()
+    first, second = sites[:, pairs[:, 0]], sites[:, pairs[:, 1]]
+    middle, axis = (first + second) / 2, second - first
+    squared = axis.square().sum(0)
+    late, told = _late_enough(sites, middle, squared, offsets)
+    # both weights are equal where <z - s middle, axis> = log(p_i / p_j) / s
+    shift = (logs[pairs[:, 0]] - logs[pairs[:, 1]]) / (late * squared)
+    return flow.carried_back(late * middle + offsets + shift * axis, late), told
+
+
+def _late_enough(
+    sites: Tensor, middle: Tensor, squared: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Times (N,) at which no third atom counts, with a way back that forgets the start.
+
+    Also whether such a time is early enough for the way back.
+    """
+    wanted, needed = torch.zeros_like(squared), torch.zeros_like(squared)
+    for columns in torch.arange(len(squared)).split(max(1, (1 << 20) // sites.shape[1])):
+        away = sites[:, :, None] - middle[:, None, columns]
+        excess = away.square().sum(0) - squared[columns] / 4
+        lead = (away * offsets[:, None, columns]).sum(0)
+        third = excess > 1e-9 * squared[columns]
+        for gap, times in ((ABSENT, wanted), (PRESENT, needed)):
+            # s^2 excess / 2 - s lead = gap
+            root = (lead + (lead.square() + 2 * gap * excess.clamp_min(0)).sqrt()) / excess
+            times[columns] = torch.where(third, root, 0).amax(0)
+    limit = LATEST / squared.sqrt()
+    return torch.minimum(wanted + (8 * SETTLED / squared).sqrt(), limit), needed < limit
+
+
+def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
+    """The borders in the plane, fine where they bend.
+
+    Parameters
+    ----------
+    pairs : Tensor
+        (m, 2), the cells that touch; their atoms span the plane.
+    extent : float
+        Half the edge of the window in which the curves are smooth.
+
+    Examples
+    --------
+    >>> from napari_invprior.transport.cells.atoms import Atoms
+    >>> flow = FlowMatching(Atoms(torch.tensor([[-1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])))
+    >>> curve = curves(flow, torch.tensor([[0, 1]]), 4.0)[0]
+    >>> curve.pair, bool(curve.points[:, 0].abs().max() < 1e-9)
+    ((0, 1), True)
+    """
+    sites = flow.atoms.sites
+    if len(pairs) == 0:
+        return []
+    axis = sites[:, pairs[:, 1]] - sites[:, pairs[:, 0]]
+    across = torch.stack([-axis[1], axis[0]])  # along it, the first atom is on the left
+    owner, offset, place = _begun(flow, pairs, across)
+    for _ in range(ROUNDS):
+        order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
+        owner, offset, place = owner[order], offset[order], place[:, order]
+        coarse = torch.nonzero(_too_coarse(owner, place, extent))[:, 0]
+        if len(coarse) == 0:
+            break
+        whose, between = owner[coarse], _between(offset[coarse], offset[coarse + 1])
+        new, told = on_border(flow, pairs[whose], across[:, whose] * between)
+        owner, offset = torch.cat([owner, whose[told]]), torch.cat([offset, between[told]])
+        place = torch.cat([place, new[:, told]], 1)
+    order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
+    owner, place = owner[order], place[:, order]
+    parts = place.T.split(torch.bincount(owner, minlength=len(pairs)).tolist())
+    return [
+        Curve((int(i), int(j)), part) for (i, j), part in zip(pairs.tolist(), parts, strict=True)
+    ]
+
+
+def _begun(flow: FlowMatching, pairs: Tensor, across: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A few points of every border, from end to end: whose they are, their offsets and places."""
+    powers = 2.0 ** torch.arange(FIRST, LAST + 1, dtype=torch.float64)
+    steps = torch.cat([-powers.flip(0), powers.new_zeros(1), powers])
+    owner, offset = torch.arange(len(pairs)).repeat_interleave(len(steps)), steps.repeat(len(pairs))
+    place, told = on_border(flow, pairs[owner], across[:, owner] * offset)
+    return owner[told], offset[told], place[:, told]
+
+
+def _between(low: Tensor, high: Tensor) -> Tensor:
+    """Offsets between neighbours: the geometric mean where they are of one sign."""
+    same = low * high > 0
+    return torch.where(same, low.sign() * (low * high).abs().sqrt(), (low + high) / 2)
+
+
+def _too_coarse(owner: Tensor, place: Tensor, extent: float) -> Tensor:
+    """Which chords (N - 1,) from each point (2, N) to the next are to be halved."""
+    edge = 2 * extent
+    chord = place[:, 1:] - place[:, :-1]
+    length = torch.linalg.vector_norm(chord, dim=0)
+    along = (-(place[:, :-1] * chord).sum(0) / length.square().clamp_min(1e-300)).clamp(0, 1)
+    distance = torch.linalg.vector_norm(place[:, :-1] + along * chord, dim=0)
+    direction = chord / length.clamp_min(1e-300)
+    turn = torch.acos((direction[:, 1:] * direction[:, :-1]).sum(0).clamp(-1, 1))
+    turn = torch.where(owner[2:] == owner[:-2], turn, 0)
+    bent = torch.zeros_like(length)
+    bent[1:] = turn
+    bent[:-1] = torch.maximum(bent[:-1], turn)
+    seen = (owner[1:] == owner[:-1]) & (distance < 1.1 * math.sqrt(2) * extent)
+    return seen & ((length > COARSEST * edge) | ((bent > BEND) & (length > FINEST * edge)))
