@@ -47,7 +47,7 @@ FEWEST, MOST = 256, 8192
 MANY, LOCAL = 2000, 64
 """From so many atoms on, only those are summed whose weight counts for one of so many neighbouring
 points."""
-EASY, LATE_TOLERANCE = 8.0, 1e-5
+EASY, LATE_TOLERANCE, LAYER = 8.0, 1e-6, 1e-2
 """Explicit steps are long enough up to this ``s``, in units of the inverse radius of the atoms; the
 tolerance of the way back to there."""
 NEGLIGIBLE = 40.0
@@ -228,9 +228,9 @@ class FlowMatching:
         """
 
         def method(z: Tensor, s: Tensor, step: Tensor, slope: Tensor) -> Attempt:
-            return rosenbrock.attempt(
-                self.velocity, self.derivatives, z, s, step, LATE_TOLERANCE, LATE_TOLERANCE
-            )
+            # weights change over distances of the inverse of s times that of the atoms
+            allowed = torch.minimum(LATE_TOLERANCE * (1 + z.abs()), LAYER * self._easy / s)
+            return rosenbrock.attempt(self.velocity, self.derivatives, z, s, step, allowed)
 
         z, start = z.to(self._sites), start.to(self._sites)
         middle = start.clamp_max(self._easy)

@@ -76,8 +76,8 @@ def clipped(ring: np.ndarray, extent: float) -> np.ndarray:
 
     Examples
     --------
-    >>> clipped(np.array([[-9.0, -9.0], [9.0, -9.0], [0.0, 0.5]]), 1.0).round(2).tolist()[0]
-    [-0.47, 0.0]
+    >>> area(clipped(np.array([[-9.0, 0.0], [9.0, 0.0], [9.0, 9.0], [-9.0, 9.0]]), 1.0))
+    2.0
     """
     for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
         if len(ring) == 0:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from napari_invprior.transport.cells.adaptive import Attempt, allowance, relative
+from napari_invprior.transport.cells.adaptive import Attempt, relative
 
 ORDER = 3
 
@@ -25,10 +25,9 @@ Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def attempt(
-    field: Field, derivatives: Derivatives, z: Tensor, s: Tensor, step: Tensor, rtol: float,
-    atol: float,
+    field: Field, derivatives: Derivatives, z: Tensor, s: Tensor, step: Tensor, allowed: Tensor
 ) -> Attempt:
-    """Try a step from points ``z`` (d, N) at times ``s`` (N,).
+    """Try a step from points ``z`` (d, N) at times ``s`` (N,) with errors up to ``allowed`` (d, N).
 
     Examples
     --------
@@ -36,7 +35,7 @@ def attempt(
     >>> def derivatives(z, s):
     ...     return pulled(z, s), z.new_full((1, 1, 1), -1e4), -1e4 * torch.sin(s)[None]
     >>> z, s = torch.ones((1, 1)).double(), torch.zeros(1).double()
-    >>> tried = attempt(pulled, derivatives, z, s, s + 0.1, 1e-3, 1e-3)
+    >>> tried = attempt(pulled, derivatives, z, s, s + 0.1, 1e-3 * z)
     >>> bool((tried.end[0] - torch.tensor(0.1).cos()).abs() < 1e-3)
     True
     """
@@ -54,4 +53,4 @@ def attempt(
     near = z + 2 * first + third
     error = solve(field(near, later) + (first - second - 8 / 3 * third) / step)
     end = near + error
-    return Attempt(end, slope, relative(error, allowance(z, end, rtol, atol)))
+    return Attempt(end, slope, relative(error, allowed))

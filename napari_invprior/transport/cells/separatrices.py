@@ -21,15 +21,16 @@ from napari_invprior.transport.cells.flow_matching import FlowMatching
 
 SETTLED = 40.0
 """The way back is long enough for offsets from the border to sink by so many powers of e."""
-LATEST = 3e4
-"""Latest start, in units of the inverse distance of the two atoms: the way back takes a number of
-steps that grows with its square."""
+LATEST, MOST_PASSED = 1e4, 20
+"""Latest start; and how often a later meeting of three atoms is passed over."""
 ABSENT, PRESENT = 40.0, 3.0
 """Gap to a third atom that is wanted at the start, and the least one."""
-FIRST, LAST = -4, 12
-"""Offsets in the plane at first: powers of two in units of the atoms' distance."""
+FIRST, LAST, COUNT = 1 / 16, 1e6, 26
+"""Offsets in the plane at first: from this share of the atoms' distance to so many extents."""
+FAR = 4.0
+"""Extents to the ends of straight borders."""
 ROUNDS = 10
-FINEST, COARSEST, BEND = 1 / 2000, 1 / 40, math.radians(3)
+FINEST, COARSEST, BEND = 1 / 2000, 1 / 40, math.radians(2)
 """Chords of a curve lie between these shares of the window's edge; longer than the first they turn
 by less than the angle."""
 
@@ -68,34 +69,71 @@ def on_border(flow: FlowMatching, pairs: Tensor, offsets: Tensor) -> tuple[Tenso
         (N,), whether the place is to be trusted; not where the way back would be too long.
     """
     sites, logs = flow.atoms.sites, flow.atoms.weights.log()
-    first, second = sites[:, pairs[:, 0]], sites[:, pairs[:, 1]]
-    middle, axis = (first + second) / 2, second - first
-    squared = axis.square().sum(0)
-    late, told = _late_enough(sites, middle, squared, offsets)
+    start = _Start(sites, pairs, offsets)
+    for _ in range(MOST_PASSED):
+        beyond = torch.nonzero(start.needed >= LATEST)[:, 0]
+        if len(sites) != 2 or len(beyond) == 0:
+            break
+        pairs, offsets = start.passed(beyond)
+        start = _Start(sites, pairs, offsets)
+    late = torch.maximum(start.wanted.clamp_max(LATEST), (8 * SETTLED / start.squared).sqrt())
     # both weights are equal where <z - s middle, axis> = log(p_i / p_j) / s
-    shift = (logs[pairs[:, 0]] - logs[pairs[:, 1]]) / (late * squared)
-    return flow.carried_back(late * middle + offsets + shift * axis, late), told
+    shift = (logs[pairs[:, 0]] - logs[pairs[:, 1]]) / (late * start.squared)
+    begin = late * start.middle + offsets + shift * start.axis
+    return flow.carried_back(begin, late), start.needed < LATEST
 
 
-def _late_enough(
-    sites: Tensor, middle: Tensor, squared: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Times (N,) at which no third atom counts, with a way back that forgets the start.
+class _Start:
+    """Where the way back begins: at a time at which no third atom counts.
 
-    Also whether such a time is early enough for the way back.
+    Attributes
+    ----------
+    wanted, needed : Tensor
+        (N,), times from which on a third atom is absent, and is not present.
     """
-    wanted, needed = torch.zeros_like(squared), torch.zeros_like(squared)
-    for columns in torch.arange(len(squared)).split(max(1, (1 << 20) // sites.shape[1])):
-        away = sites[:, :, None] - middle[:, None, columns]
-        excess = away.square().sum(0) - squared[columns] / 4
-        lead = (away * offsets[:, None, columns]).sum(0)
-        third = excess > 1e-9 * squared[columns]
-        for gap, times in ((ABSENT, wanted), (PRESENT, needed)):
-            # s^2 excess / 2 - s lead = gap
-            root = (lead + (lead.square() + 2 * gap * excess.clamp_min(0)).sqrt()) / excess
-            times[columns] = torch.where(third, root, 0).amax(0)
-    limit = LATEST / squared.sqrt()
-    return torch.minimum(wanted + (8 * SETTLED / squared).sqrt(), limit), needed < limit
+
+    def __init__(self, sites: Tensor, pairs: Tensor, offsets: Tensor) -> None:
+        self.sites, self.pairs, self.offsets = sites, pairs, offsets
+        first, second = sites[:, pairs[:, 0]], sites[:, pairs[:, 1]]
+        self.middle, self.axis = (first + second) / 2, second - first
+        self.squared = self.axis.square().sum(0)
+        self.wanted, self.needed = torch.zeros_like(self.squared), torch.zeros_like(self.squared)
+        self._third = torch.zeros_like(pairs[:, 0])
+        for columns in torch.arange(len(pairs)).split(max(1, (1 << 20) // sites.shape[1])):
+            away = sites[:, :, None] - self.middle[:, None, columns]
+            excess = away.square().sum(0) - self.squared[columns] / 4
+            lead = (away * offsets[:, None, columns]).sum(0)
+            outside = excess > 1e-9 * self.squared[columns]
+            for gap, times in ((ABSENT, self.wanted), (PRESENT, self.needed)):
+                # s^2 excess / 2 - s lead = gap
+                root = (lead + (lead.square() + 2 * gap * excess.clamp_min(0)).sqrt()) / excess
+                times[columns], self._third[columns] = torch.where(outside, root, 0).max(0)
+
+    def passed(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs and offsets before some points met their last third atom, in the plane.
+
+        There the two atoms and the third are equally near. Where one of them sees the others under
+        an obtuse angle, those two drew the point before.
+        """
+        corners = torch.cat([self.pairs[which], self._third[which, None]], 1)
+        places = self.sites[:, corners]
+        angles = [
+            ((places[..., (k + 1) % 3] - places[..., k])
+             * (places[..., (k + 2) % 3] - places[..., k])).sum(0)
+            for k in range(3)
+        ]
+        blunt = torch.stack(angles).min(0)
+        rows, k = torch.arange(len(which)), blunt.indices
+        others = torch.stack([corners[rows, (k + 1) % 3], corners[rows, (k + 2) % 3]], 1)
+        time = self.needed[which]
+        point = time * self.middle[:, which] + self.offsets[:, which]
+        first, second = self.sites[:, others[:, 0]], self.sites[:, others[:, 1]]
+        axis, offset = second - first, point - time * (first + second) / 2
+        offset = offset - (offset * axis).sum(0) / axis.square().sum(0) * axis
+        pairs, offsets = self.pairs.clone(), self.offsets.clone()
+        obtuse = blunt.values < 0  # else the way ends in a corner, which nearer points show
+        pairs[which[obtuse]], offsets[:, which[obtuse]] = others[obtuse], offset[:, obtuse]
+        return pairs, offsets
 
 
 def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
@@ -104,7 +142,7 @@ def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
     Parameters
     ----------
     pairs : Tensor
-        (m, 2), the cells that touch; their atoms span the plane.
+        (m, 2), the cells that touch.
     extent : float
         Half the edge of the window in which the curves are smooth.
 
@@ -119,9 +157,11 @@ def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
     sites = flow.atoms.sites
     if len(pairs) == 0:
         return []
+    if len(sites) == 1:
+        return _straight(flow, pairs, extent)
     axis = sites[:, pairs[:, 1]] - sites[:, pairs[:, 0]]
     across = torch.stack([-axis[1], axis[0]])  # along it, the first atom is on the left
-    owner, offset, place = _begun(flow, pairs, across)
+    owner, offset, place = _begun(flow, pairs, across, extent)
     for _ in range(ROUNDS):
         order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
         owner, offset, place = owner[order], offset[order], place[:, order]
@@ -140,11 +180,29 @@ def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
     ]
 
 
-def _begun(flow: FlowMatching, pairs: Tensor, across: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _straight(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
+    """Borders of atoms on a line: straight, across the line."""
+    atoms = flow.atoms
+    feet, _ = on_border(flow, pairs, torch.zeros((1, len(pairs)), dtype=torch.float64))
+    along = atoms.lift(torch.ones((1, 1), dtype=torch.float64))[:, 0]
+    across = FAR * extent * torch.stack([-along[1], along[0]])
+    found = []
+    for (i, j), foot in zip(pairs.tolist(), feet[0], strict=True):
+        left, right = (i, j) if atoms.sites[0, i] < atoms.sites[0, j] else (j, i)
+        found.append(Curve((left, right), torch.stack([foot * along - across,
+                                                       foot * along + across])))
+    return found
+
+
+def _begun(
+    flow: FlowMatching, pairs: Tensor, across: Tensor, extent: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """A few points of every border, from end to end: whose they are, their offsets and places."""
-    powers = 2.0 ** torch.arange(FIRST, LAST + 1, dtype=torch.float64)
-    steps = torch.cat([-powers.flip(0), powers.new_zeros(1), powers])
-    owner, offset = torch.arange(len(pairs)).repeat_interleave(len(steps)), steps.repeat(len(pairs))
+    distance = torch.linalg.vector_norm(across, dim=0)[:, None]
+    share = torch.linspace(0, 1, COUNT, dtype=torch.float64)
+    sizes = FIRST * (LAST * extent / distance / FIRST).clamp_min(2) ** share  # in distances
+    steps = torch.cat([-sizes.flip(1), torch.zeros_like(distance), sizes], 1)
+    owner, offset = torch.arange(len(pairs)).repeat_interleave(steps.shape[1]), steps.flatten()
     place, told = on_border(flow, pairs[owner], across[:, owner] * offset)
     return owner[told], offset[told], place[:, told]
 
