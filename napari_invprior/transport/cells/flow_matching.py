@@ -3,7 +3,8 @@
 On the path ``x_t = (1 - t) z0 + t X`` the exact velocity is singular at ``t = 1``. In the variables
 ``z = x / (1 - t)`` and ``s = t / (1 - t)`` it is not:
 
-``dz/ds = sum_i w_i x_i``,  ``w = softmax_i(log p_i + s <z, x_i> - s^2 |x_i|^2 / 2)``,  ``z(0) = z0``
+``dz/ds = sum_i w_i x_i``,  ``w = softmax_i(log p_i + s <z, x_i> - s^2 |x_i|^2 / 2)``,
+``z(0) = z0``
 
 and the right side stays in the convex hull of the atoms.
 
@@ -227,7 +228,7 @@ class FlowMatching:
         steps would be short. The late part is done by implicit steps, and less exactly.
         """
 
-        def method(z: Tensor, s: Tensor, step: Tensor, slope: Tensor) -> Attempt:
+        def method(z: Tensor, s: Tensor, step: Tensor, _: Tensor) -> Attempt:
             # weights change over distances of the inverse of s times that of the atoms
             allowed = torch.minimum(LATE_TOLERANCE * (1 + z.abs()), LAYER * self._easy / s)
             return rosenbrock.attempt(self.velocity, self.derivatives, z, s, step, allowed)

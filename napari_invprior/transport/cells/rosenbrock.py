@@ -1,7 +1,7 @@
 """The linearly implicit method RODAS3, of order 3, for fields that contract fast.
 
-Where neighbouring paths run together at a rate ``k``, explicit steps must stay below about ``3 / k``
-however smooth the path is. Here each stage solves with ``I / (h / 2) - J`` in place of that.
+Where neighbouring paths run together at a rate ``k``, explicit steps must stay below about
+``3 / k`` however smooth the path is. Here each stage solves with ``I / (h / 2) - J``.
 
 Source: Sandu et al., "Benchmarking stiff ODE solvers for atmospheric chemistry problems II:
 Rosenbrock solvers" (1997).
