@@ -121,6 +121,11 @@ class FlowMatching:
         self.latest = max(LATEST, LATEST_GAPS / gap) if math.isfinite(gap) else LATEST
         self._unequal = bool((self._logs.max() - self._logs.min()) > 1e-12)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._sites.device
+
     # ---- the field
 
     def velocity(self, z: Tensor, s: Tensor) -> Tensor:
@@ -237,6 +242,13 @@ class FlowMatching:
         middle = start.clamp_max(self._easy)
         late = integrate(method, rosenbrock.ORDER, z, torch.zeros_like(z), start, middle)
         return self.carried(late, middle, 0.0)
+
+    def origins(self) -> Tensor:
+        """A source point (r, n) of the cell of every atom, in the span: those that stay next to it.
+        """
+        handicap = float(self._logs.max() - self._logs.min())
+        late = (2 * (NEGLIGIBLE + handicap)) ** 0.5 / self._nearest
+        return self.carried_back(self._sites.T * late, late)
 
     def derivatives(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``dz/ds`` (r, N), its derivatives in ``z`` (N, r, r) and in ``s`` (r, N).
