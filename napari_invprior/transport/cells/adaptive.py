@@ -15,7 +15,7 @@ from torch import Tensor
 from napari_invprior.errors import JobError
 
 CAUTION, SHRINK, GROW = 0.9, 0.2, 5.0
-FIRST_STEP = 0.05
+FIRST_STEP = 0.15
 MOST_STEPS = 20_000
 
 

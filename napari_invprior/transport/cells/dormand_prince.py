@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,10 +45,18 @@ def attempt(
     d, n = z.shape
     slopes = z.new_empty((7, d, n))
     slopes[0] = slope
+    flat = slopes.view(7, -1).T
+    rows, difference = _weights(z.device)
     end, found = z, None
-    for number, (node, row) in enumerate(zip(NODES, STAGES, strict=True), 1):
-        mix = torch.mv(slopes[:number].view(number, -1).T, z.new_tensor(row))
-        end = mix.view(d, n).mul_(step).add_(z)
+    for number, (node, row) in enumerate(zip(NODES, rows, strict=True), 1):
+        end = torch.addcmul(z, torch.mv(flat[:, :number], row).view(d, n), step)
         slopes[number], found = field(end, torch.add(s, step, alpha=node))
-    error = torch.mv(slopes.view(7, -1).T, z.new_tensor(DIFFERENCE)).view(d, n).mul_(step)
+    error = torch.mv(flat, difference).view(d, n).mul_(step)
     return Attempt(end, slopes[6], relative(error, allowance(z, end, rtol, atol)), found)
+
+
+@cache
+def _weights(device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The table as tensors."""
+    rows = [torch.tensor(row, dtype=torch.float64, device=device) for row in STAGES]
+    return tuple(rows), torch.tensor(DIFFERENCE, dtype=torch.float64, device=device)

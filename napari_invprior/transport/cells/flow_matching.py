@@ -105,11 +105,11 @@ class FlowMatching:
         self._sites = atoms.sites.T.contiguous().to(device)
         self._squares = self._sites.square().sum(1)
         self._logs = atoms.weights.log().to(device)
-        # times (s z, s^2, 1) these rows are the logarithms of the weights, to the base 2: powers of
-        # two are computed twice as fast
-        self._rows = LOG2_E * torch.cat(
-            [self._sites, -self._squares[:, None] / 2, self._logs[:, None]], 1
-        )
+        # times (s z, s^2) these rows, with the constant, are the logarithms of the weights, to the
+        # base 2: powers of two are computed twice as fast
+        self._rows = LOG2_E * torch.cat([self._sites, -self._squares[:, None] / 2], 1)
+        self._constant = LOG2_E * self._logs[:, None]
+        self._means = torch.cat([self._sites, torch.ones_like(self._constant)], 1).T.contiguous()
         products = self._sites[:, :, None] * self._sites[:, None]
         self._moments = torch.cat(
             [products.flatten(1), self._sites * self._squares[:, None], self._squares[:, None]], 1
@@ -136,18 +136,19 @@ class FlowMatching:
         self, z: Tensor, s: Tensor, kept: Tensor | None = None
     ) -> tuple[Tensor, Shares]:
         """The velocity, and the weights it is made of; of some of the atoms only where told."""
-        rows, sites = self._rows, self._sites
+        rows, constant, means = self._rows, self._constant, self._means
         if kept is not None:
-            rows, sites = rows[kept], sites[kept]
-        ratios = torch.mm(rows, _lifted(z, s))
+            rows, constant, means = rows[kept], constant[kept], means[:, kept]
+        ratios = torch.addmm(constant, rows, _lifted(z, s))
         ratios.sub_(ratios.amax(0)).exp2_()
-        total = ratios.sum(0)
-        return sites.T.mm(ratios).div_(total), Shares(ratios, total)
+        sums = means.mm(ratios)
+        return sums[:-1] / sums[-1], Shares(ratios, sums[-1])
 
     def _relevant(self, z: Tensor, s: Tensor) -> Tensor:
         """Atoms whose weight counts for one of the points, now or before they have moved far."""
-        logs = torch.mm(self._rows, _lifted(z, s))
-        return torch.nonzero((logs - logs.amax(0)).amax(1) > -2 * NEGLIGIBLE * LOG2_E)[:, 0]
+        logs = torch.addmm(self._constant, self._rows, _lifted(z, s))
+        least = -2 * NEGLIGIBLE * LOG2_E
+        return torch.nonzero((logs - logs.amax(0)).amax(1) > least)[:, 0]
 
     # ---- arrivals
 
@@ -333,12 +334,8 @@ class _Batch:
 
 
 def _lifted(z: Tensor, s: Tensor) -> Tensor:
-    """``(s z, s^2, 1)``, (r + 2, N)."""
-    rows = z.new_empty((len(z) + 2, z.shape[1]))
-    torch.mul(z, s, out=rows[: len(z)])
-    torch.mul(s, s, out=rows[len(z)])
-    rows[-1] = 1
-    return rows
+    """``(s z, s^2)``, (r + 1, N)."""
+    return torch.cat([z, s[None]]).mul_(s)
 
 
 def _nearest_distances(sites: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ COARSEST = {2: 64, 3: 16}
 MOST_SAMPLES = 1 << 26
 MOST_SEEDED = 500
 """So many atoms are carried back at most; with more, cells are about as small as samples."""
+FEW = 1 << 15
+"""So few pairs of samples and atoms take as long as some more: the samples' neighbours are computed
+with them, which saves a round."""
 AT_A_TIME = 1 << 17
 """Points between two signs of life."""
 
@@ -185,11 +188,12 @@ class _Level:
         every_second = (slice(None, None, 2),) * label.ndim
         known[every_second] = True
         undecided &= known
-        todo = _at_borders(label) & ~known
+        todo = _at_borders(label)
+        if int(todo.sum()) * len(self.flow.atoms) < FEW:
+            todo |= _beside(todo)
         if stride == 1:
             todo.view(-1)[_seeds(self.flow, self.grid)] = True
-            todo &= ~known
-        todo = torch.nonzero(todo.view(-1))[:, 0]
+        todo = torch.nonzero((todo & ~known).view(-1))[:, 0]
         return _Level(
             self.flow, self.grid, stride, label, undecided, known, todo, self.computed
         )
@@ -241,6 +245,17 @@ def _at_borders(label: Tensor) -> Tensor:
         differs = label.narrow(axis, 0, length) != label.narrow(axis, 1, length)
         found.narrow(axis, 0, length).logical_or_(differs)
         found.narrow(axis, 1, length).logical_or_(differs)
+    return found
+
+
+def _beside(chosen: Tensor) -> Tensor:
+    """Samples next to a chosen one along an axis."""
+    found = torch.zeros_like(chosen)
+    for axis in range(chosen.ndim):
+        length = chosen.shape[axis] - 1
+        low, high = chosen.narrow(axis, 0, length), chosen.narrow(axis, 1, length)
+        found.narrow(axis, 0, length).logical_or_(high)
+        found.narrow(axis, 1, length).logical_or_(low)
     return found
 
 
