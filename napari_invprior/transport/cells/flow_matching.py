@@ -294,6 +294,14 @@ class FlowMatching:
             paths.append((1 - time) * (points + self.atoms.lift(z - start) + later * centre))
         return torch.stack(paths)
 
+    def velocity_at(self, points: Tensor, time: float) -> Tensor:
+        """``v(x, t) = (E[X | x_t = x] - x) / (1 - t)`` at points (d, N), in the user's units."""
+        points = points.to(self._sites)
+        centre, later = self.atoms.centre.to(points), time / (1 - time)
+        z = self.atoms.project(points / (1 - time) - later * centre)
+        mean = self.velocity(z, torch.full_like(z[0], later * self.atoms.scale))
+        return (centre + self.atoms.scale * self.atoms.lift(mean) - points) / (1 - time)
+
 
 class _Batch:
     """Points on their way: positions, times, steps, slopes, and which points they are."""
