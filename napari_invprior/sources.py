@@ -39,11 +39,7 @@ class Source(Parameters):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
-        given = [n for n in ("path", "layer", "sample") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of 'path', 'layer', 'sample' (given: {given or 'none'})"
-            )
+        _require_one(self, "path", "layer", "sample")
         return self
 
 
@@ -55,7 +51,36 @@ class PointSource(Parameters):
 
     @model_validator(mode="after")
     def _one_origin(self) -> PointSource:
-        given = [n for n in ("path", "layer") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of 'path', 'layer' (given: {given or 'none'})")
+        _require_one(self, "path", "layer")
         return self
+
+
+class AtomSource(Parameters):
+    """Atoms of a target. One of ``path``, ``layer``, ``preset``, ``positions``, ``patch_size``."""
+
+    path: str | None = parameter(None, "File: CSV as napari writes it, or NPY (atoms, axes).")
+    layer: str | None = parameter(None, "Name of points handed over in memory (a layer).")
+    preset: str | None = parameter(None, "Name of built-in atoms.")
+    positions: Annotated[tuple[tuple[float, ...], ...], Field(max_length=10_000)] | None = (
+        parameter(None, "One row of coordinates for each atom.")
+    )
+    patch_size: Annotated[int, Field(ge=2, le=64)] | None = parameter(
+        None, "The atoms are patches of the observation around the points, as their first "
+        "principal components.", unit="px",
+    )
+    count: Annotated[int, Field(ge=1, le=20_000)] = parameter(12, "Atoms of a random preset.")
+    components: Annotated[int, Field(ge=2, le=3)] = parameter(
+        2, "Principal components of patches: the dimension of the source."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> AtomSource:
+        _require_one(self, "path", "layer", "preset", "positions", "patch_size")
+        return self
+
+
+def _require_one(source: Parameters, *origins: str) -> None:
+    given = [name for name in origins if getattr(source, name) is not None]
+    if len(given) != 1:
+        listed = ", ".join(repr(name) for name in origins)
+        raise ValueError(f"give exactly one of {listed} (given: {given or 'none'})")

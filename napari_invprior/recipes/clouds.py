@@ -18,7 +18,7 @@ from napari_invprior.io.points import load_points
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward
 from napari_invprior.points import PointSet
 from napari_invprior.priors.base import Reference
-from napari_invprior.recipes import patch_tasks
+from napari_invprior.recipes import patch_tasks, tessellate
 from napari_invprior.recipes.layers import OutputLayer, provenance
 from napari_invprior.recipes.model import Recipe, Simulation
 from napari_invprior.recipes.prepare import Problem
@@ -32,6 +32,7 @@ from napari_invprior.study.point_density import (
     point_density,
 )
 from napari_invprior.study.point_flow import BoxFrame, Frame, movie_rows
+from napari_invprior.transport.cells.atoms import Atoms
 from napari_invprior.transport.riesz_flows.base import Flow
 from napari_invprior.transport.riesz_flows.density import Density, density_of
 from napari_invprior.transport.riesz_flows.discrepancy import Cloud, Discrepancy, Target
@@ -52,12 +53,15 @@ class Inputs:
         In pixels of the observation, or in coordinates of their own.
     sides : list
         The references, each image by itself.
+    atoms : Atoms or None
+        What a source is divided among.
     """
 
     problem: Problem
     points: PointSet | None = None
     target_points: PointSet | None = None
     sides: list[list[Reference]] = field(default_factory=list)
+    atoms: Atoms | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -118,6 +122,12 @@ def check_clouds(
     for name, found in (("points", inputs.points), ("target_points", inputs.target_points)):
         if found is not None:
             report[name] = [len(found), found.ndim]
+    if inputs.atoms is not None:
+        grid = tessellate.grid_of(recipe, inputs.atoms)
+        report |= {
+            "atoms": [inputs.atoms.given, inputs.atoms.ndim], "distinct_atoms": len(inputs.atoms),
+            "notes": list(inputs.atoms.notes), "cells_shape": list(grid.shape),
+        }
     report["reference_samples"] = sum(r.image.numel() for s in inputs.sides for r in s)
     return report
 
@@ -155,6 +165,10 @@ def prepared(
             found = load_points(given, points)
             digests[name] = found.digest()
             setattr(inputs, name, found)
+    if recipe.atoms is not None:
+        inputs.atoms, digests["atoms"] = tessellate.load_atoms(
+            recipe, observation, inputs.points, points
+        )
     yield Result(inputs)
 
 
@@ -297,4 +311,5 @@ TASKS: dict[str, Callable[[Inputs, ShouldStop], Iterator[Any]]] = {
     "typicality": patch_tasks.typicality_map,
     "two_sample": patch_tasks.comparison,
     "generate": patch_tasks.synthesis,
+    "tessellate": tessellate.cells,
 }

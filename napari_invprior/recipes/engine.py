@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.points import PointSet
 from napari_invprior.priors.base import Map, Measurement, Prior, Reference
 from napari_invprior.recipes.clouds import Found, run_clouds
+from napari_invprior.recipes.device import choose_device
 from napari_invprior.recipes.layers import OutputLayer, image_layer, map_layer, provenance
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.operator import Estimate, estimate
@@ -162,27 +162,6 @@ def _run(
         )
         layers += tuple(map_layer(entry, problem) for entry in found)
     yield Result(_outcome(problem, layers, metrics, prior, start))
-
-
-def choose_device(wanted: str) -> tuple[torch.device, Message | None]:
-    """The device to use, with a message where the wanted one is not there."""
-    usable = {"cpu": True, "cuda": _works("cuda"), "mps": _works("mps")}
-    if wanted == "auto":
-        return torch.device("cuda" if usable["cuda"] else "cpu"), None
-    if usable[wanted]:
-        return torch.device(wanted), None
-    text = f"device {wanted!r} is not usable; using the CPU"
-    return torch.device("cpu"), Message(text, "warning")
-
-
-def _works(device: str) -> bool:
-    """Whether a small computation succeeds there (a driver may be present but broken)."""
-    backend = getattr(torch, device, None) if device == "cuda" else torch.backends.mps
-    if backend is None or not backend.is_available():
-        return False
-    with contextlib.suppress(RuntimeError):
-        return bool((torch.ones(2, device=device) + 1).sum().item() == 4)
-    return False
 
 
 def _fitted_prior(

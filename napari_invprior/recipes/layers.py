@@ -29,8 +29,10 @@ class OutputLayer:
     geometry : Geometry
         Placement of the space axes.
     kind : str
-        ``"image"``, ``"labels"`` or ``"points"``: rows of coordinates in samples of the grid,
-        after the numbers of ``frames``.
+        ``"image"``, ``"labels"``; ``"points"``: rows of coordinates in samples of the grid, after
+        the numbers of ``frames``; ``"shapes"``: a list of polygons (k, d); ``"surface"``: a list of
+        corners (k, 3) with triangles (m, 3); ``"tracks"``: rows of track, frame and coordinates; or
+        ``"vectors"``: (n, 2, d), places and directions.
     metadata : dict
         Provenance: the completed recipe, versions, digests, figures.
     rgb : bool
@@ -42,6 +44,8 @@ class OutputLayer:
         ``"own"`` of the prior.
     frames : int
         Leading axes that count frames, or samples of a stack.
+    features : dict
+        By name, a list with an entry for each point or shape.
     """
 
     name: str
@@ -53,6 +57,7 @@ class OutputLayer:
     role: str = "result"
     unit: str = "image"
     frames: int = 0
+    features: dict[str, Any] = field(default_factory=dict)
 
 
 def image_layer(name: str, image: Tensor, problem: Problem) -> OutputLayer:

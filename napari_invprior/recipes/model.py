@@ -14,11 +14,12 @@ from napari_invprior import registry
 from napari_invprior.errors import InvalidInput, nearest
 from napari_invprior.parameters import Parameters, parameter, validate
 from napari_invprior.recipes.requirements import CLOUD_TASKS, lacking
-from napari_invprior.sources import Box, Interval, PointSource, Source
+from napari_invprior.sources import AtomSource, Box, Interval, PointSource, Source
 from napari_invprior.study.baselines import BASELINES
 from napari_invprior.study.generated import GenerateParameters
 from napari_invprior.study.point_density import PointDensityParameters
 from napari_invprior.study.sameness import SamenessParameters
+from napari_invprior.study.tessellation import TessellationParameters
 from napari_invprior.study.typicality import TypicalityParameters
 from napari_invprior.transport.riesz_flows.density import TargetParameters
 from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters
@@ -143,13 +144,13 @@ class Recipe(Parameters):
     version: Literal[1] = parameter(VERSION, "Version of this language.")
     task: Literal[
         "reconstruct", "sample", "fit", "propose", "study", "estimate_operator",
-        "particles", "halftone", "density", "typicality", "two_sample", "generate",
+        "particles", "halftone", "density", "typicality", "two_sample", "generate", "tessellate",
     ] = parameter(
         "reconstruct",
         "Reconstruct, sample plausible images, train a prior, propose one, study several methods, "
         "estimate the operator from a registered pair; let particles flow, halftone an image, map "
-        "the density of points, map how typical places are, compare two images or point sets, or "
-        "generate patches and textures.",
+        "the density of points, map how typical places are, compare two images or point sets, "
+        "generate patches and textures, or divide a source into the cells of atoms.",
     )
     title: str = parameter("", "A line for people.")
     papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
@@ -223,6 +224,19 @@ class Recipe(Parameters):
     )
     generate: GenerateParameters = parameter(
         GenerateParameters(), "What is generated, and how."
+    )
+    atoms: AtomSource | None = parameter(None, "Atoms whose cells are computed.")
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=20_000)] | None = (
+        parameter(None, "Weight of each atom; equal by default.")
+    )
+    extent: Annotated[float, Field(ge=0.1, le=40)] = parameter(
+        4.0, "Half the edge of the part of the source that is shown.", unit="standard deviations"
+    )
+    resolution: Annotated[int, Field(ge=2, le=8192)] | None = parameter(
+        None, "Samples along an axis; 512 in the plane and 96 in space by default.", unit="px"
+    )
+    tessellation: TessellationParameters = parameter(
+        TessellationParameters(), "What is computed beside the cells on the grid."
     )
 
     @field_validator("study_baselines")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-CLOUD_TASKS = ("particles", "halftone", "density", "typicality", "two_sample", "generate")
+CLOUD_TASKS = (
+    "particles", "halftone", "density", "typicality", "two_sample", "generate", "tessellate",
+)
 """Tasks on points and patches: no physics, no noise, no prior, no solver."""
 
 
@@ -17,6 +19,8 @@ def lacking(recipe: Any) -> str:
         return f"task {task!r} needs an observation"
     if task in ("typicality", "generate") and not count:
         return f"task {task!r} needs references: good images of the material"
+    if task == "tessellate":
+        return _lacking_atoms(recipe)
     if task == "density" and recipe.points is None:
         return "task 'density' needs points"
     if task == "particles" and seen and recipe.target_points is not None:
@@ -28,4 +32,13 @@ def lacking(recipe: Any) -> str:
                 "task 'two_sample' compares two images, given as two references, or two sets of "
                 "points, given as points and target_points"
             )
+    return ""
+
+
+def _lacking_atoms(recipe: Any) -> str:
+    if recipe.atoms is None:
+        return "task 'tessellate' needs atoms, for example {'preset': 'triangle_with_centre'}"
+    picked = recipe.atoms.patch_size is not None
+    if picked and (recipe.observation is None or recipe.points is None):
+        return "atoms that are patches need an observation, and points to cut them around"
     return ""

@@ -165,7 +165,7 @@ class _Comparison:
             lines = curves(self.flow, pairs, extent)
             self.borders = outlines(self.atoms, lines, extent)
         else:
-            self.borders = surfaces(self.flow, pairs, extent)
+            self.borders = cell_surfaces(self.flow, pairs, extent)
         yield stage.progress(1)
         check_stop(should_stop)
         if self.transport is not None:
@@ -187,7 +187,7 @@ class _Comparison:
             _, cost = self._masses_and_cost(self.laguerre)
             figures["optimal_transport_cost"] = cost
             figures["agreement"] = self._agreement(self.laguerre)
-        figures["table"] = self._table(flow_masses)
+        figures["cells"] = self._table(flow_masses)
         return figures
 
     def _masses_and_cost(self, label: Tensor) -> tuple[Tensor, float]:

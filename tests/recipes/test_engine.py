@@ -15,7 +15,7 @@ from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image
 from napari_invprior.io.images import image_from_array
 from napari_invprior.priors.mixtures.gmm import GaussianMixture
-from napari_invprior.recipes.engine import choose_device
+from napari_invprior.recipes.device import choose_device
 from napari_invprior.samples import load_sample
 
 QUICK: dict[str, Any] = {

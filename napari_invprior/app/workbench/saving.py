@@ -27,7 +27,7 @@ def save_prior_facts(path: Path, panel: PriorPanel, recipe: Mapping[str, Any] | 
 def load(path: Path) -> tuple[Any, dict[str, Any]]:
     """A saved prior on the device that jobs will use, and its facts."""
     from napari_invprior.io.bundles import load_prior
-    from napari_invprior.recipes.engine import choose_device
+    from napari_invprior.recipes.device import choose_device
 
     device, _ = choose_device(preferences.device())
     return load_prior(path, device=str(device))

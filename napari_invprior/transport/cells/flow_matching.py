@@ -249,8 +249,7 @@ class FlowMatching:
         return self.carried(late, middle, 0.0)
 
     def origins(self) -> Tensor:
-        """A source point (r, n) of the cell of every atom, in the span: those that stay next to it.
-        """
+        """A source point (r, n) in the cell of every atom: it stays on its atom when late."""
         handicap = float(self._logs.max() - self._logs.min())
         late = (2 * (CLEAR + handicap)) ** 0.5 / self._nearest
         with torch.inference_mode():
