@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Compare", "Particles", "Uncertainty", "Workbench", "open_demo"]
+__all__ = ["Compare", "Particles", "Tessellation", "Uncertainty", "Workbench", "open_demo"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from napari_invprior.app.particles.dock import Particles
 
         return Particles
+    if name == "Tessellation":
+        from napari_invprior.app.tessellation.dock import Tessellation
+
+        return Tessellation
     if name == "Uncertainty":
         from napari_invprior.app.uncertainty.dock import Uncertainty
 

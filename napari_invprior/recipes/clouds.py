@@ -82,11 +82,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Found:
-    """Layers and figures of such a task."""
+    """Layers and figures of such a task, and what they were made of where that is of use."""
 
     problem: Problem
     layers: tuple[OutputLayer, ...]
     metrics: dict[str, Any]
+    detail: Any = None
 
 
 def run_clouds(
@@ -95,10 +96,10 @@ def run_clouds(
 ) -> Job:
     """Run a task on points or patches; the `Result` is a `Found`."""
     inputs: Inputs = yield from forward(prepared(recipe, arrays, points))
-    layers, metrics = yield from forward(TASKS[recipe.task](inputs, should_stop))
+    layers, metrics, *detail = yield from forward(TASKS[recipe.task](inputs, should_stop))
     facts = provenance(inputs.problem)
     placed = tuple(replace(layer, metadata=facts | {"figures": metrics}) for layer in layers)
-    yield Result(Found(inputs.problem, placed, metrics))
+    yield Result(Found(inputs.problem, placed, metrics, *detail))
 
 
 def check_clouds(

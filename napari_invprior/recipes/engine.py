@@ -49,6 +49,8 @@ class Outcome:
     peak_memory_mb: float
     facts: dict[str, Any] = field(default_factory=dict)
     """What a saved prior should remember: scale, spacing, units and digests of its data."""
+    detail: Any = None
+    """What the layers were made of, where a figure is drawn from it (a `Tessellation`)."""
 
 
 def run(
@@ -106,7 +108,8 @@ def _run_cloud(
 ) -> Job:
     start = time.monotonic()
     found: Found = yield from forward(run_clouds(recipe, arrays, points, should_stop))
-    yield Result(_outcome(found.problem, found.layers, found.metrics, None, start))
+    outcome = _outcome(found.problem, found.layers, found.metrics, None, start)
+    yield Result(replace(outcome, detail=found.detail))
 
 
 def _run(

@@ -19,7 +19,7 @@ from napari_invprior.study.baselines import BASELINES
 from napari_invprior.study.generated import GenerateParameters
 from napari_invprior.study.point_density import PointDensityParameters
 from napari_invprior.study.sameness import SamenessParameters
-from napari_invprior.study.tessellation import TessellationParameters
+from napari_invprior.study.tessellation import SourceWindow, TessellationParameters
 from napari_invprior.study.typicality import TypicalityParameters
 from napari_invprior.transport.riesz_flows.density import TargetParameters
 from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters
@@ -71,6 +71,9 @@ PriorChoice = Annotated[Any, BeforeValidator(partial(_choose, "prior")), _SERIAL
 SolverChoice = Annotated[Any, BeforeValidator(partial(_choose, "solver")), _SERIALISE]
 SamplerChoice = Annotated[Any, BeforeValidator(partial(_choose, "sampler")), _SERIALISE]
 FlowChoice = Annotated[Any, BeforeValidator(partial(_choose, "flow")), _SERIALISE]
+
+
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=20_000)]
 
 
 class Polygon(Parameters):
@@ -129,7 +132,7 @@ def _require_prior(solver: Choice, prior: Choice | None) -> None:
         raise ValueError(f"solver {solver.name!r} needs a prior")
 
 
-class Recipe(Parameters):
+class Recipe(SourceWindow):
     """Everything a run needs, and nothing it does not.
 
     Examples
@@ -226,15 +229,7 @@ class Recipe(Parameters):
         GenerateParameters(), "What is generated, and how."
     )
     atoms: AtomSource | None = parameter(None, "Atoms whose cells are computed.")
-    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=20_000)] | None = (
-        parameter(None, "Weight of each atom; equal by default.")
-    )
-    extent: Annotated[float, Field(ge=0.1, le=40)] = parameter(
-        4.0, "Half the edge of the part of the source that is shown.", unit="standard deviations"
-    )
-    resolution: Annotated[int, Field(ge=2, le=8192)] | None = parameter(
-        None, "Samples along an axis; 512 in the plane and 96 in space by default.", unit="px"
-    )
+    weights: Weights | None = parameter(None, "Weight of each atom; equal by default.")
     tessellation: TessellationParameters = parameter(
         TessellationParameters(), "What is computed beside the cells on the grid."
     )

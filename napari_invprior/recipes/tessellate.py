@@ -121,7 +121,7 @@ def grid_of(recipe: Any, atoms: Atoms) -> Grid:
 
 
 def cells(inputs: Any, should_stop: ShouldStop) -> Job:
-    """Compute the cells; the `Result` is (layers, metrics)."""
+    """Compute the cells; the `Result` is (layers, metrics, `Tessellation`)."""
     recipe, atoms = inputs.recipe, inputs.atoms
     for note in atoms.notes:
         yield Message(note)
@@ -135,7 +135,7 @@ def cells(inputs: Any, should_stop: ShouldStop) -> Job:
     found: Tessellation = yield from forward(tessellate(
         atoms, grid, recipe.tessellation, seed=recipe.seed, device=device, should_stop=should_stop
     ))
-    yield Result((tuple(_layers(found)), found.figures))
+    yield Result((tuple(_layers(found)), found.figures, found))
 
 
 def _layers(found: Tessellation) -> list[OutputLayer]:

@@ -25,8 +25,21 @@ from napari_invprior.transport.cells.separatrices import curves
 
 MOST_OUTLINED = {2: 150, 3: 40}
 """So many atoms at most have outlines; with more, cells are smaller than lines are wide."""
+PATH_TIMES = 41
+"""Points of one path that is asked for."""
 MARGIN = 0.9
 """Arrows are drawn within this share of the extent."""
+
+
+class SourceWindow(Parameters):
+    """The part of the source that is shown, and how finely."""
+
+    extent: Annotated[float, Field(ge=0.1, le=40)] = parameter(
+        4.0, "Half the edge of the part of the source that is shown.", unit="std"
+    )
+    resolution: Annotated[int, Field(ge=2, le=8192)] | None = parameter(
+        None, "Samples along an axis; empty takes 512 in the plane and 96 in space.", unit="px"
+    )
 
 
 class TessellationParameters(Parameters):
@@ -117,6 +130,20 @@ def tessellate(
         atoms, grid, cells, found.laguerre, found.borders, found.laguerre_borders, paths, arrows,
         found.figures(),
     ))
+
+
+def path_from(atoms: Atoms, point: np.ndarray) -> np.ndarray:
+    """The path of one source point (d,) to its atom as rows (T, d), in the user's units.
+
+    Examples
+    --------
+    >>> atoms = Atoms(torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
+    >>> path_from(atoms, np.array([0.5, 2.0]))[[0, -1]].tolist()
+    [[0.5, 2.0], [1.0, 0.0]]
+    """
+    times = torch.linspace(0, 1, PATH_TIMES, dtype=torch.float64)
+    start = torch.from_numpy(np.asarray(point, np.float64))[:, None]
+    return FlowMatching(atoms).trajectories(start, times)[:, :, 0].numpy()
 
 
 def velocity_arrows(flow: FlowMatching, extent: float, count: int, time: float) -> Tensor:
