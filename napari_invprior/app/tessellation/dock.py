@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
     QFileDialog,
+    QLabel,
     QMenu,
     QSpinBox,
     QToolButton,
@@ -26,7 +27,7 @@ from napari_invprior.app.tessellation.run import WEIGHT, Choices, TessellationRu
 from napari_invprior.app.tessellation.table import CellTable
 from napari_invprior.app.viewer.layers import free_name, images_of, layer_or_none, role_of
 from napari_invprior.app.widgets.controls import FAULT, GOOD, Line, Picker, Sentence, push, row
-from napari_invprior.app.widgets.forms import Form
+from napari_invprior.app.widgets.forms import LABEL_WIDTH, Form
 from napari_invprior.app.widgets.words import duration
 from napari_invprior.app.workbench.dock import WIDTH
 from napari_invprior.app.workbench.prior_panel import progress_bar, show_progress
@@ -40,6 +41,8 @@ PURPOSE = (
     "Which point of a Gaussian goes to which atom: cells of flow matching beside those of optimal "
     "transport. Drag an atom and watch."
 )
+STILL = 2.0
+"""Pixels that a click may move."""
 DOT = 0.16
 """Diameter of an atom, in standard deviations."""
 
@@ -76,7 +79,7 @@ class Tessellation(Dock):
         self.count.setToolTip("How many random atoms.")
         self.add = push("Add", "Add these atoms as a layer of points.", self._add_preset)
         self.empty = push(
-            "Click own", "Add an empty layer of atoms; click into the picture to place them.",
+            "Empty", "Add an empty layer of atoms; click into the picture to place them.",
             self._add_empty,
         )
         self.atoms = Picker(
@@ -117,9 +120,11 @@ class Tessellation(Dock):
         outer.setContentsMargins(6, 4, 6, 2)
         outer.setSpacing(4)
         outer.addWidget(purpose)
-        outer.addLayout(row("begin with", self.preset, self.count, self.add, self.empty))
-        outer.addLayout(row("atoms", self.atoms))
-        outer.addLayout(row("patches of", self.image, self.patch))
+        self._labels = [QLabel(text) for text in ("begin with", "atoms", "patches of")]
+        first, second, third = self._labels
+        outer.addLayout(row(first, self.preset, self.count, self.add, self.empty))
+        outer.addLayout(row(second, self.atoms))
+        outer.addLayout(row(third, self.image, self.patch))
         outer.addWidget(self.window_form)
         outer.addWidget(self.form)
         outer.addLayout(row(self.live, self.go, self.cancel, 1, self.gear, self.save, self.script))
@@ -128,6 +133,17 @@ class Tessellation(Dock):
         outer.addWidget(self.table, 1)
         outer.addWidget(self.message)
         self.setMinimumWidth(WIDTH)
+        self._on_preset()
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Let all controls begin in one column; only now, because the style pads labels."""
+        super().showEvent(event)
+        forms = (self.window_form, self.form)
+        width = max([LABEL_WIDTH, *(form.label_width for form in forms)])
+        for form in forms:
+            form.align(width)
+        for label in self._labels:
+            label.setMinimumWidth(width)
 
     def _connect(self) -> None:
         self.run.progressed.connect(self._on_progress)
@@ -302,8 +318,7 @@ class Tessellation(Dock):
             yield
         active = viewer.layers.selection.active
         moved = np.abs(np.asarray(event.position, float) - start).max() * viewer.scene.camera.zoom
-        if moved > 2 or (isinstance(active, Points) and active.mode in ("add", "pan_zoom") and
-                         active.mode == "add"):
+        if moved > STILL or (isinstance(active, Points) and active.mode == "add"):
             return
         self.tell(event.position)
 
@@ -314,7 +329,8 @@ class Tessellation(Dock):
         for name in (CELLS, LAGUERRE):
             layer = self.run.plane.layer(name)
             if isinstance(layer, Labels):
-                value = layer.get_value(position, world=True)
+                # there may be a time axis before those of the plane
+                value = layer.get_value(position[-layer.ndim :], world=True)
                 found[name] = None if value is None else int(value)
         number = found.get(CELLS)
         if outcome is None or number is None:
@@ -333,8 +349,7 @@ class Tessellation(Dock):
         self.message.say(
             f"This point goes to atom {atom}, whose cell has mass {cell['weight']:.4g}{also}."
         )
-        layer = self.run.plane.layer(CELLS)
-        self.run.show_path(np.asarray(layer.world_to_data(position), float))
+        self.run.show_path(position)
 
     def _find(self, atom: int) -> None:
         """Show the cell of a row: select its label, and its point where atoms are points."""

@@ -37,6 +37,8 @@ MOST_COLOURED = 256
 """With more atoms the viewer's own cycle of colours serves."""
 GAP = 0.06
 """Room between an image and the plane, as a share of the image's height."""
+LINE = 0.006
+"""Width of outlines, as a share of the extent."""
 ROLE = "tessellation"
 
 
@@ -121,6 +123,8 @@ class Plane:
                                  count)
             else:
                 self._replace(name, _made(output, self.placement, name))
+                if output.kind == "tracks":  # whole paths, not their beginnings
+                    self.viewer.dims.set_current_step(0, int(output.array[:, 1].max()))
             layer = self.layer(name)
             if layer is not None:
                 layer.metadata[META] |= dict(output.metadata)
@@ -189,6 +193,12 @@ class Plane:
         for points in [p for p in layers if isinstance(p, Points) and p is not layer]:
             layers.move(layers.index(points), len(layers))
 
+    def source_of(self, position: Any, ndim: int) -> np.ndarray:
+        """The source point (ndim,) at a place of the world."""
+        where = self.placement.of(ndim)
+        place = np.asarray(position, float)[-ndim:]
+        return (place - np.asarray(where["translate"])) / np.asarray(where["scale"])
+
     def show_path(self, rows: np.ndarray) -> None:
         """Show the path (T, d) of a point that was clicked."""
         self._replace(PATH, Shapes(
@@ -210,14 +220,7 @@ def _made(output: Any, placement: Placement, name: str) -> Layer | None:
     options: dict[str, Any] = {"name": name, "metadata": {META: {"role": ROLE}}}
     flow = output.name.startswith("flow")
     if output.kind == "shapes":
-        polygons = [p for p in output.array if len(p) > 2]
-        return Shapes(
-            polygons, shape_type="polygon", face_color="transparent",
-            edge_color="#101418" if flow else "#ffffff", edge_width=0.02 if flow else 0.03,
-            features={"atom": [a for a, p in zip(output.features["atom"], output.array,
-                                                 strict=True) if len(p) > 2]},
-            **options, **placement.of(2),
-        ) if polygons else None
+        return _lines(output, placement, flow, options)
     if output.kind == "surface":
         return _surface(output, placement, flow, options)
     if output.kind == "tracks":
@@ -227,6 +230,7 @@ def _made(output: Any, placement: Placement, name: str) -> Layer | None:
             output.array, tail_length=int(output.array[:, 1].max()) + 1, tail_width=2,
             colormap="viridis", **options, scale=(1.0, *where["scale"]),
             translate=(0.0, *where["translate"]), units=("pixel", *where["units"]),
+            axis_labels=("frame", *(f"axis {k}" for k in range(ndim))),
         )
     if output.kind == "vectors":
         longest = float(np.linalg.norm(output.array[:, 1], axis=1).max()) or 1.0
@@ -239,6 +243,21 @@ def _made(output: Any, placement: Placement, name: str) -> Layer | None:
     return Points(
         output.array, size=0.16, face_color="#f2f2f2", border_color="#101418", border_width=0.1,
         **options, **placement.of(output.array.shape[1]),
+    )
+
+
+def _lines(
+    output: Any, placement: Placement, flow: bool, options: dict[str, Any]
+) -> Layer | None:
+    """Outlines as closed paths: nobody fills them, and filling takes long."""
+    kept = [(a, p) for a, p in zip(output.features["atom"], output.array, strict=True) if len(p)]
+    if not kept:
+        return None
+    width = LINE * float(max(np.abs(p).max() for _, p in kept))
+    return Shapes(
+        [np.vstack([p, p[:1]]) for _, p in kept], shape_type="path", face_color="transparent",
+        edge_color="#101418" if flow else "#ffffff", edge_width=width,
+        features={"atom": [a for a, _ in kept]}, **options, **placement.of(2),
     )
 
 

@@ -206,13 +206,13 @@ class TessellationRun(DockRun):
             CELLS, array, spacing * stride, -extent + spacing / 2, int(array.max())
         )
 
-    def show_path(self, point: np.ndarray) -> None:
-        """Show the path of one source point."""
+    def show_path(self, position: Any) -> None:
+        """Show the path of the source point at a place of the world."""
         from napari_invprior.study.tessellation import path_from
 
         if self.outcome is not None:
-            rows = path_from(self.outcome.detail.atoms, point)
-            self.plane.show_path(rows)
+            atoms = self.outcome.detail.atoms
+            self.plane.show_path(path_from(atoms, self.plane.source_of(position, atoms.ndim)))
 
     def _on_end(self, end: JobEnd) -> None:
         task, self._task = self._task, None

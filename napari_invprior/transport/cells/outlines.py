@@ -16,6 +16,8 @@ from napari_invprior.transport.cells.separatrices import Curve
 
 ARC = math.radians(5)
 """Chords of the far circle that closes an unbounded cell."""
+SAME = 1e-9
+"""Corners closer than this share of the extent are one."""
 
 
 def outlines(atoms: Atoms, borders: Sequence[Curve], extent: float) -> list[np.ndarray]:
@@ -41,11 +43,11 @@ def outlines(atoms: Atoms, borders: Sequence[Curve], extent: float) -> list[np.n
         parts[first].append((math.atan2(north, east), points))
         parts[second].append((math.atan2(-north, -east), points[::-1]))
     square = extent * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-    return [
-        clipped(_ring([p for _, p in sorted(around, key=lambda part: part[0])], extent), extent)
-        if around else square
+    rings = [
+        _ring([p for _, p in sorted(around, key=lambda part: part[0])], extent) if around else square
         for around in parts
     ]
+    return [_distinct(clipped(ring, extent), SAME * extent) for ring in rings]
 
 
 def _ring(parts: Sequence[np.ndarray], extent: float) -> np.ndarray:
@@ -58,6 +60,12 @@ def _ring(parts: Sequence[np.ndarray], extent: float) -> np.ndarray:
         if min(math.hypot(*end), math.hypot(*begin)) > far:
             pieces.append(_arc(end, begin))
     return np.concatenate(pieces)
+
+
+def _distinct(ring: np.ndarray, least: float) -> np.ndarray:
+    """The polygon without corners that repeat the one before."""
+    step = np.linalg.norm(ring - np.roll(ring, 1, 0), axis=1)
+    return ring[step > least] if len(ring) else ring
 
 
 def _arc(end: np.ndarray, begin: np.ndarray) -> np.ndarray:
