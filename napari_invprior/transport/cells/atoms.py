@@ -109,7 +109,7 @@ class Atoms:
 
     def project(self, points: Tensor) -> Tensor:
         """The part of source points (d, N) that counts, (r, N)."""
-        points = points.to(self.sites)
+        points = points.to(torch.float64)
         return points if self._basis is None else self._basis.to(points).T @ points
 
     def lift(self, points: Tensor) -> Tensor:

@@ -41,9 +41,10 @@ LOG2_E = 1 / math.log(2)
 LATEST, LATEST_GAPS = 1e3, 1e2
 """A point without a certain atom at this ``s``, or at so many times the inverse distance of the
 closest atoms, is undecided: it lies on a border as far as can be told."""
-BLOCK = 1 << 16
-"""Numbers in the matrix of weights: about half of the second-level cache."""
-FEWEST, MOST = 256, 8192
+BLOCK = {"cpu": 1 << 16, "cuda": 1 << 27}
+"""Numbers in the matrix of weights: about half of the second-level cache, or enough to keep all of
+an accelerator busy."""
+FEWEST, MOST = 256, {"cpu": 8192, "cuda": 1 << 21}
 """Points that are integrated at a time."""
 MANY, LOCAL = 2000, 64
 """From so many atoms on, only those are summed whose weight counts for one of so many neighbouring
@@ -162,9 +163,11 @@ class FlowMatching:
         decided = torch.ones(count, dtype=torch.bool, device=points.device)
         if len(self.atoms) == 1 or count == 0:
             return Arrival(label, decided)
-        truncated = len(self.atoms) > MANY
+        truncated = len(self.atoms) > MANY and not points.is_cuda
         order = _along_a_curve(points) if truncated else torch.arange(count, device=points.device)
-        size = LOCAL if truncated else min(MOST, max(FEWEST, BLOCK // len(self.atoms)))
+        kind = "cuda" if points.is_cuda else "cpu"
+        usual = min(MOST[kind], max(FEWEST, BLOCK[kind] // len(self.atoms)))
+        size = LOCAL if truncated else usual
         result = Arrival(label, decided)
         with torch.inference_mode():  # calls on few points cost a fifth less
             # without truncation, points that have arrived make room for new ones in one batch
@@ -181,7 +184,7 @@ class FlowMatching:
         queue = order[len(waiting[0]) :]
         while len(batch.place):
             check_stop(should_stop)
-            kept = self._relevant(batch.z, batch.s) if len(self.atoms) > MANY else None
+            kept = self._relevant(batch.z, batch.s) if size == LOCAL else None
             certain, late, shares = batch.advance(self, kept)
             ended = torch.nonzero(certain | late)[:, 0]
             if len(ended) == 0:

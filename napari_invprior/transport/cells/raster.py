@@ -31,7 +31,7 @@ MOST_SEEDED = 500
 FEW = 1 << 15
 """So few pairs of samples and atoms take as long as some more: the samples' neighbours are computed
 with them, which saves a round."""
-AT_A_TIME = 1 << 17
+AT_A_TIME = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Points between two signs of life."""
 
 
@@ -89,8 +89,9 @@ class Grid:
 
     def all_points(self, device: str | torch.device = "cpu") -> Iterator[tuple[slice, Tensor]]:
         """Flat indices and coordinates of all samples, part by part."""
-        for start in range(0, math.prod(self.shape), AT_A_TIME):
-            stop = min(start + AT_A_TIME, math.prod(self.shape))
+        part = AT_A_TIME[torch.device(device).type]
+        for start in range(0, math.prod(self.shape), part):
+            stop = min(start + part, math.prod(self.shape))
             yield slice(start, stop), self.points(torch.arange(start, stop, device=device))
 
     def masses(self) -> list[np.ndarray]:
@@ -203,7 +204,7 @@ class _Level:
         label, known = self.label.view(-1), self.known.view(-1)
         while len(self._todo):
             changed = []
-            for part in self._todo.split(AT_A_TIME):
+            for part in self._todo.split(AT_A_TIME[label.device.type]):
                 points = self.grid.points(part, self.stride)
                 arrival = self.flow.arrival(points, should_stop)
                 new = arrival.label.int()
