@@ -16,6 +16,7 @@ from torch import Tensor
 from napari_invprior.jobs import Job, Message, Result, ShouldStop, Stage, check_stop, forward
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.transport.cells.atoms import Atoms
+from napari_invprior.transport.cells.faces import cell_surfaces, faces
 from napari_invprior.transport.cells.flow_matching import FlowMatching
 from napari_invprior.transport.cells.laguerre import MOST_DIMENSIONS, LaguerreCells
 from napari_invprior.transport.cells.neighbourhood import touching, unbounded
@@ -25,6 +26,8 @@ from napari_invprior.transport.cells.separatrices import curves
 
 MOST_OUTLINED = {2: 150, 3: 40}
 """So many atoms at most have outlines; with more, cells are smaller than lines are wide."""
+SAMPLE, FEWER, MANY_ATOMS = 1 << 14, 1 << 11, 300
+"""Source points that masses and costs are means over, and how many with more atoms than that."""
 PATH_TIMES = 41
 """Points of one path that is asked for."""
 MARGIN = 0.9
@@ -192,7 +195,7 @@ class _Comparison:
             lines = curves(self.flow, pairs, extent)
             self.borders = outlines(self.atoms, lines, extent)
         else:
-            self.borders = cell_surfaces(self.flow, pairs, extent)
+            self.borders = cell_surfaces(self.atoms, faces(self.flow, pairs, extent))
         yield stage.progress(1)
         check_stop(should_stop)
         if self.transport is not None:
@@ -202,39 +205,27 @@ class _Comparison:
 
     def figures(self) -> dict[str, Any]:
         """Costs, agreement and the table."""
-        flow_masses, flow_cost = self._masses_and_cost(self.cells.label.cpu())
+        points = gaussian_sample(self.atoms)
+        arrived = self.flow.arrival(points).label.cpu()
+        masses = torch.bincount(arrived, minlength=len(self.atoms)).double() / len(arrived)
         figures: dict[str, Any] = {
             "atoms": len(self.atoms), "dimensions": self.atoms.ndim, "spanned": self.atoms.rank,
             "undecided_share": float(self.cells.undecided.double().mean()),
             "computed_share": self.cells.computed / self.cells.label.numel(),
-            "flow_matching_cost": flow_cost,
-            "flow_matching_mass_error": float((flow_masses - self.atoms.weights).abs().max()),
+            "flow_matching_cost": self._cost(points, arrived),
+            "flow_matching_mass_error": float((masses - self.atoms.weights).abs().max()),
         }
-        if self.laguerre is not None:
-            _, cost = self._masses_and_cost(self.laguerre)
-            figures["optimal_transport_cost"] = cost
-            figures["agreement"] = self._agreement(self.laguerre)
-        figures["cells"] = self._table(flow_masses)
+        if self.transport is not None:
+            sent = self.transport.labels(points)
+            figures["optimal_transport_cost"] = self._cost(points, sent)
+            figures["agreement"] = float((sent == arrived).double().mean())
+        figures["cells"] = self._table(masses)
         return figures
 
-    def _masses_and_cost(self, label: Tensor) -> tuple[Tensor, float]:
-        """Gaussian masses (n,) of cells of the grid, and the mean of ``|z - x_label|^2``."""
-        flat, count = label.reshape(-1).numpy(), len(self.atoms)
-        axes, along = self.grid.masses(), self.grid.along()
-        weight = _outer(axes)
-        masses = np.bincount(flat, weight, count)
-        goals = self.atoms.positions[:, self.atoms.index].numpy()
-        cost = self.atoms.ndim + float(masses @ (goals**2).sum(0))
-        for axis in range(self.atoms.ndim):
-            shape = [1] * self.atoms.ndim
-            shape[axis] = len(along)
-            moment = np.broadcast_to(along.reshape(shape), self.grid.shape).reshape(-1) * weight
-            cost -= 2 * float(goals[axis] @ np.bincount(flat, moment, count))
-        return torch.from_numpy(masses), cost
-
-    def _agreement(self, label: Tensor) -> float:
-        same = (label == self.cells.label.cpu()).reshape(-1).numpy()
-        return float(_outer(self.grid.masses())[same].sum())
+    def _cost(self, points: Tensor, label: Tensor) -> float:
+        """Mean of ``|z - x_label|^2``."""
+        goals = self.atoms.positions[:, self.atoms.index[label]]
+        return float((points - goals).square().sum(0).mean())
 
     def _table(self, masses: Tensor) -> list[dict[str, Any]]:
         """One row for each distinct atom: masses, boundedness and neighbours."""
@@ -258,12 +249,14 @@ class _Comparison:
         return rows
 
 
-def _outer(axes: list[np.ndarray]) -> np.ndarray:
-    """Products of one number of each axis, flattened."""
-    product = axes[0]
-    for axis in axes[1:]:
-        product = np.multiply.outer(product, axis)
-    return product.reshape(-1)
+def gaussian_sample(atoms: Atoms) -> Tensor:
+    """Source points (d, N) that fill the Gaussian evenly, the same every time.
+
+    Masses and costs are means over them, and do not depend on grid and window.
+    """
+    count = SAMPLE if len(atoms) <= MANY_ATOMS else FEWER
+    engine = torch.quasirandom.SobolEngine(atoms.ndim, scramble=True, seed=0)
+    return torch.special.ndtri(engine.draw(count, dtype=torch.float64).clamp_(1e-12)).T
 
 
 def _around(pairs: np.ndarray, names: list[int]) -> list[list[int]]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtr
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
@@ -77,10 +76,6 @@ class Grid:
         """Of the array."""
         return (self.resolution,) * self.ndim
 
-    def along(self) -> np.ndarray:
-        """Coordinates of the samples along an axis."""
-        return (np.arange(self.resolution) + 0.5) * self.spacing - self.extent
-
     def points(self, flat: Tensor, stride: int = 1) -> Tensor:
         """Coordinates (d, N) of samples by their flat index, in a grid of every ``stride``-th."""
         shape = tuple(-(-n // stride) for n in self.shape)
@@ -93,12 +88,6 @@ class Grid:
         for start in range(0, math.prod(self.shape), part):
             stop = min(start + part, math.prod(self.shape))
             yield slice(start, stop), self.points(torch.arange(start, stop, device=device))
-
-    def masses(self) -> list[np.ndarray]:
-        """Gaussian mass of the boxes along each axis; the outer ones reach to infinity."""
-        edges = np.linspace(-self.extent, self.extent, self.resolution + 1)
-        edges[[0, -1]] = -np.inf, np.inf
-        return [np.diff(ndtr(edges))] * self.ndim
 
 
 @dataclass(frozen=True)

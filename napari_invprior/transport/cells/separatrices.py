@@ -161,23 +161,65 @@ def curves(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
         return _straight(flow, pairs, extent)
     axis = sites[:, pairs[:, 1]] - sites[:, pairs[:, 0]]
     across = torch.stack([-axis[1], axis[0]])  # along it, the first atom is on the left
-    owner, offset, place = _begun(flow, pairs, across, extent)
-    for _ in range(ROUNDS):
-        order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
-        owner, offset, place = owner[order], offset[order], place[:, order]
-        coarse = torch.nonzero(_too_coarse(owner, place, extent))[:, 0]
-        if len(coarse) == 0:
-            break
-        whose, between = owner[coarse], _between(offset[coarse], offset[coarse + 1])
-        new, told = on_border(flow, pairs[whose], across[:, whose] * between)
-        owner, offset = torch.cat([owner, whose[told]]), torch.cat([offset, between[told]])
-        place = torch.cat([place, new[:, told]], 1)
-    order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
-    owner, place = owner[order], place[:, order]
+    fine = Fineness(math.sqrt(2) * extent, 2 * extent * FINEST, 2 * extent * COARSEST, BEND)
+    owner, _, place = sampled(flow, pairs, across, extent, fine)
     parts = place.T.split(torch.bincount(owner, minlength=len(pairs)).tolist())
     return [
         Curve((int(i), int(j)), part) for (i, j), part in zip(pairs.tolist(), parts, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Fineness:
+    """When the chords of a sampled line are short enough.
+
+    Attributes
+    ----------
+    radius : float
+        Only those within this distance of the middle count.
+    finest, coarsest : float
+        Chords longer than the second are halved, and those longer than the first that turn by more
+        than ``bend``.
+    """
+
+    radius: float
+    finest: float
+    coarsest: float
+    bend: float
+
+
+def sampled(
+    flow: FlowMatching, pairs: Tensor, ways: Tensor, extent: float, fine: Fineness, *,
+    both: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lines on borders: the images of lines through the middles of pairs, finely sampled.
+
+    Parameters
+    ----------
+    pairs, ways : Tensor
+        (L, 2), and (r, L): the pair and the direction of each line, at right angles to the line
+        between the atoms.
+    both : bool
+        Both ways from the middle, or only along ``ways``.
+
+    Returns
+    -------
+    Tensor, Tensor, Tensor
+        Sorted along the lines: which line (N,), the offset in units of the direction (N,), and the
+        place (r, N), in the span.
+    """
+    owner, offset, place = _begun(flow, pairs, ways, extent, both)
+    for left in reversed(range(ROUNDS + 1)):
+        order = torch.from_numpy(np.lexsort((offset.numpy(), owner.numpy())))
+        owner, offset, place = owner[order], offset[order], place[:, order]
+        coarse = torch.nonzero(_too_coarse(owner, place, fine))[:, 0]
+        if len(coarse) == 0 or left == 0:
+            break
+        whose, between = owner[coarse], _between(offset[coarse], offset[coarse + 1])
+        new, told = on_border(flow, pairs[whose], ways[:, whose] * between)
+        owner, offset = torch.cat([owner, whose[told]]), torch.cat([offset, between[told]])
+        place = torch.cat([place, new[:, told]], 1)
+    return owner, offset, place
 
 
 def _straight(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
@@ -195,15 +237,16 @@ def _straight(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Curve]:
 
 
 def _begun(
-    flow: FlowMatching, pairs: Tensor, across: Tensor, extent: float
+    flow: FlowMatching, pairs: Tensor, ways: Tensor, extent: float, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A few points of every border, from end to end: whose they are, their offsets and places."""
-    distance = torch.linalg.vector_norm(across, dim=0)[:, None]
+    """A few points of every line, from end to end: whose they are, their offsets and places."""
+    distance = torch.linalg.vector_norm(ways, dim=0)[:, None]
     share = torch.linspace(0, 1, COUNT, dtype=torch.float64)
     sizes = FIRST * (LAST * extent / distance / FIRST).clamp_min(2) ** share  # in distances
-    steps = torch.cat([-sizes.flip(1), torch.zeros_like(distance), sizes], 1)
+    back = -sizes.flip(1) if both else sizes[:, :0]
+    steps = torch.cat([back, torch.zeros_like(distance), sizes], 1)
     owner, offset = torch.arange(len(pairs)).repeat_interleave(steps.shape[1]), steps.flatten()
-    place, told = on_border(flow, pairs[owner], across[:, owner] * offset)
+    place, told = on_border(flow, pairs[owner], ways[:, owner] * offset)
     return owner[told], offset[told], place[:, told]
 
 
@@ -213,9 +256,8 @@ def _between(low: Tensor, high: Tensor) -> Tensor:
     return torch.where(same, low.sign() * (low * high).abs().sqrt(), (low + high) / 2)
 
 
-def _too_coarse(owner: Tensor, place: Tensor, extent: float) -> Tensor:
-    """Which chords (N - 1,) from each point (2, N) to the next are to be halved."""
-    edge = 2 * extent
+def _too_coarse(owner: Tensor, place: Tensor, fine: Fineness) -> Tensor:
+    """Which chords (N - 1,) from each point (r, N) to the next are to be halved."""
     chord = place[:, 1:] - place[:, :-1]
     length = torch.linalg.vector_norm(chord, dim=0)
     along = (-(place[:, :-1] * chord).sum(0) / length.square().clamp_min(1e-300)).clamp(0, 1)
@@ -226,5 +268,5 @@ def _too_coarse(owner: Tensor, place: Tensor, extent: float) -> Tensor:
     bent = torch.zeros_like(length)
     bent[1:] = turn
     bent[:-1] = torch.maximum(bent[:-1], turn)
-    seen = (owner[1:] == owner[:-1]) & (distance < 1.1 * math.sqrt(2) * extent)
-    return seen & ((length > COARSEST * edge) | ((bent > BEND) & (length > FINEST * edge)))
+    seen = (owner[1:] == owner[:-1]) & (distance < 1.1 * fine.radius)
+    return seen & ((length > fine.coarsest) | ((bent > fine.bend) & (length > fine.finest)))
