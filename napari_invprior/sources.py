@@ -43,27 +43,29 @@ class Source(Parameters):
         return self
 
 
+Rows = Annotated[tuple[tuple[float, ...], ...], Field(max_length=10_000)]
+
+
 class PointSource(Parameters):
-    """One set of points. Exactly one of ``path`` and ``layer`` is given."""
+    """One set of points. Exactly one of ``path``, ``layer`` and ``positions`` is given."""
 
     path: str | None = parameter(None, "File: CSV as napari writes it, or NPY (points, axes).")
     layer: str | None = parameter(None, "Name of points handed over in memory (a layer).")
+    positions: Rows | None = parameter(None, "One row of coordinates for each point.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> PointSource:
-        _require_one(self, "path", "layer")
+        _require_one(self, "path", "layer", "positions")
         return self
 
 
 class AtomSource(Parameters):
-    """Atoms of a target. One of ``path``, ``layer``, ``preset``, ``positions``, ``patch_size``."""
+    """Atoms of a target. One of ``path``, ``layer``, ``positions``, ``preset``, ``patch_size``."""
 
     path: str | None = parameter(None, "File: CSV as napari writes it, or NPY (atoms, axes).")
     layer: str | None = parameter(None, "Name of points handed over in memory (a layer).")
+    positions: Rows | None = parameter(None, "One row of coordinates for each atom.")
     preset: str | None = parameter(None, "Name of built-in atoms.")
-    positions: Annotated[tuple[tuple[float, ...], ...], Field(max_length=10_000)] | None = (
-        parameter(None, "One row of coordinates for each atom.")
-    )
     patch_size: Annotated[int, Field(ge=2, le=64)] | None = parameter(
         None, "The atoms are patches of the observation around the points, as their first "
         "principal components.", unit="px",
@@ -75,8 +77,15 @@ class AtomSource(Parameters):
 
     @model_validator(mode="after")
     def _one_origin(self) -> AtomSource:
-        _require_one(self, "path", "layer", "preset", "positions", "patch_size")
+        _require_one(self, "path", "layer", "positions", "preset", "patch_size")
         return self
+
+    @property
+    def points(self) -> PointSource | None:
+        """The atoms as points; None for a preset and for patches."""
+        if self.preset is not None or self.patch_size is not None:
+            return None
+        return PointSource(path=self.path, layer=self.layer, positions=self.positions)
 
 
 def _require_one(source: Parameters, *origins: str) -> None:

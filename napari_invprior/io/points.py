@@ -47,6 +47,13 @@ def load_points(source: PointSource, points: Mapping[str, PointSet] = NOTHING) -
     FileRefused
         If a file is damaged, unsafe, too large or of an unknown kind.
     """
+    if source.positions is not None:
+        lengths = {len(row) for row in source.positions}
+        if len(lengths) > 1:
+            raise InvalidInput(
+                f"positions have rows of {sorted(lengths)} coordinates; give as many for each"
+            )
+        return point_set(np.array(source.positions, np.float64), "positions")
     if source.layer is None:
         assert source.path is not None
         return read_points(local_path(source.path))

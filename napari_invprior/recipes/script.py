@@ -57,7 +57,7 @@ def layer_names(recipe: Recipe) -> list[str]:
 
 def point_names(recipe: Recipe) -> list[str]:
     """Names of all layers of points that the recipe refers to, each once."""
-    sources = (recipe.points, recipe.target_points)
+    sources = (recipe.points, recipe.target_points, recipe.atoms)
     names = [s.layer for s in sources if s is not None and s.layer is not None]
     return list(dict.fromkeys(names))
 

@@ -16,7 +16,7 @@ from napari_invprior.jobs import Job, Message, Result, ShouldStop, forward
 from napari_invprior.points import PointSet, point_set
 from napari_invprior.recipes.device import choose_device
 from napari_invprior.recipes.layers import OutputLayer
-from napari_invprior.sources import AtomSource, PointSource
+from napari_invprior.sources import AtomSource
 from napari_invprior.study.tessellation import Tessellation, tessellate
 from napari_invprior.transport.cells.atoms import Atoms
 from napari_invprior.transport.cells.presets import PRESETS
@@ -54,24 +54,14 @@ def load_atoms(
             )
         rows, own = PRESETS[source.preset].draw(source.count, recipe.seed)
         found, weights = point_set(rows, source.preset), own if weights is None else weights
-    elif source.positions is not None:
-        found = _inline(source.positions)
     elif source.patch_size is not None:
         assert image is not None and seeds is not None
         found = patch_components(image, seeds, source.patch_size, source.components)
     else:
-        found = load_points(PointSource(path=source.path, layer=source.layer), points)
+        assert source.points is not None
+        found = load_points(source.points, points)
     chosen = None if weights is None else torch.as_tensor(np.asarray(weights, np.float64))
     return Atoms(torch.from_numpy(found.array.T.copy()), chosen), found.digest()
-
-
-def _inline(rows: tuple[tuple[float, ...], ...]) -> PointSet:
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1:
-        raise InvalidInput(
-            f"atoms.positions has rows of {sorted(lengths)} coordinates; give as many for each"
-        )
-    return point_set(np.array(rows, np.float64), "atoms")
 
 
 def patch_components(image: Image, seeds: PointSet, edge: int, components: int) -> PointSet:
