@@ -41,7 +41,7 @@ class OutputLayer:
         ``"result"``, ``"map"`` for what a prior says about a result, or ``"truth"``.
     unit : str
         Of the values: ``"image"`` as in the observation, ``"difference"`` of such values, or
-        ``"own"`` of the prior.
+        ``"own"`` of the prior; of shapes and surfaces that of their coordinates.
     frames : int
         Leading axes that count frames, or samples of a stack.
     features : dict

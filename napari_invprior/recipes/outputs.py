@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,29 @@ from napari_invprior.io.bundles import save_prior
 from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr import write_image
 from napari_invprior.io.points import points_csv
+from napari_invprior.io.shapes import geojson, obj, tracks_csv, vectors_csv
 from napari_invprior.recipes.engine import Outcome
+from napari_invprior.recipes.layers import OutputLayer
 from napari_invprior.recipes.picture import table_png
 from napari_invprior.study.table import Row, as_csv
+
+TABLES: dict[str, tuple[str, Callable[[OutputLayer], bytes]]] = {
+    "points": ("csv", lambda layer: points_csv(layer.array)),
+    "tracks": ("csv", lambda layer: tracks_csv(layer.array)),
+    "vectors": ("csv", lambda layer: vectors_csv(layer.array)),
+    "shapes": ("geojson", lambda layer: geojson(layer.array, _rows(layer), layer.unit)),
+    "surface": ("obj", lambda layer: obj(
+        layer.array, [f"{key} {value}" for row in _rows(layer) for key, value in row.items()]
+    )),
+}
+"""Endings and contents of the files of layers that are no images."""
+
+
+def _rows(layer: OutputLayer) -> list[dict[str, Any]]:
+    """The features of each shape."""
+    columns = layer.features
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -37,9 +58,10 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, str] = {}
     for layer in outcome.layers:
-        if layer.kind == "points":
-            path = folder / f"{layer.name}.csv"
-            write_atomic(path, points_csv(layer.array))
+        if layer.kind in TABLES:
+            ending, encoded = TABLES[layer.kind]
+            path = folder / f"{layer.name}.{ending}"
+            write_atomic(path, encoded(layer))
             outputs[layer.name] = str(path)
             continue
         group = folder / "result.ome.zarr" / layer.name

@@ -148,7 +148,9 @@ def _layers(found: Tessellation) -> list[OutputLayer]:
         ("flow_matching_outlines", found.borders), ("laguerre_outlines", found.laguerre_borders)
     ):
         if borders:
-            layers.append(OutputLayer(name, borders, plain, kind=kind, unit="own", features=names))
+            layers.append(OutputLayer(
+                name, borders, plain, kind=kind, unit="standard deviation", features=names
+            ))
     if found.paths.numel():
         layers.append(OutputLayer("trajectories", _tracks(found), plain, kind="tracks", unit="own"))
     if found.arrows.numel():

@@ -1,4 +1,4 @@
-"""Flow-matching cells and Laguerre cells of the same atoms, side by side, with what tells them apart.
+"""Flow-matching cells and Laguerre cells of the same atoms, and what tells them apart.
 
 All of it is geometry of the source: lengths are standard deviations of N(0, I).
 """

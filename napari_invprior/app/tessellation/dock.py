@@ -175,7 +175,7 @@ class Tessellation(Dock):
 
     def _add_preset(self) -> None:
         chosen = PRESETS[self.preset.currentData()]
-        positions, weights = chosen.draw(self.count.value(), seed=0)
+        positions, weights = chosen.draw(self.count.value(), 0)
         self._add_atoms(positions, weights)
         self.message.say(chosen.about)
 

@@ -272,9 +272,8 @@ def _surface(
         return None
     shades = cell_colours(max(output.features["atom"]) + 1)[output.features["atom"]]
     colours = np.repeat(shades, [len(v) for v, _ in parts], 0)
-    layer = Surface(
+    return Surface(
         (np.concatenate([v for v, _ in parts]), faces.astype(int)),
         vertex_colors=np.column_stack([colours, np.ones(len(colours))]), shading="smooth",
         visible=flow, opacity=0.9, **options, **placement.of(3),
     )
-    return layer

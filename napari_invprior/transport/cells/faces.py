@@ -7,6 +7,7 @@ by triangles. Where the atoms lie in a plane or on a line, faces are straight al
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ def faces(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Face]:
     --------
     >>> flow = FlowMatching(Atoms(torch.tensor([[-1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])))
     >>> plane = faces(flow, torch.tensor([[0, 1]]), 2.0)[0]
-    >>> bool(abs(plane.vertices[:, 0]).max() < 1e-9), round(abs(plane.vertices[:, 1]).max(), 6)
+    >>> bool(abs(plane.vertices[:, 0]).max() < 1e-9), float(abs(plane.vertices[:, 1]).max())
     (True, 2.0)
     """
     if len(pairs) == 0:
@@ -118,7 +119,7 @@ def _sheets(flow: FlowMatching, pairs: Tensor, extent: float) -> list[Face]:
 def _parts(owner: Tensor, count: int) -> list[slice]:
     """Where each of so many owners stands in a sorted list."""
     bounds = torch.searchsorted(owner, torch.arange(count + 1)).tolist()
-    return [slice(begin, end) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
 
 def _radii(offset: Tensor, ray: Tensor, place: Tensor, count: int, radius: float) -> Tensor:

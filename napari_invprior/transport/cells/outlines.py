@@ -44,7 +44,8 @@ def outlines(atoms: Atoms, borders: Sequence[Curve], extent: float) -> list[np.n
         parts[second].append((math.atan2(-north, -east), points[::-1]))
     square = extent * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     rings = [
-        _ring([p for _, p in sorted(around, key=lambda part: part[0])], extent) if around else square
+        _ring([line for _, line in sorted(around, key=lambda part: part[0])], extent)
+        if around else square
         for around in parts
     ]
     return [_distinct(clipped(ring, extent), SAME * extent) for ring in rings]

@@ -32,7 +32,7 @@ class Preset:
 
 def _fixed(*rows: tuple[float, ...]) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
     positions = np.array(rows)
-    return lambda count, seed: (positions, np.full(len(positions), 1 / len(positions)))
+    return lambda _count, _seed: (positions, np.full(len(positions), 1 / len(positions)))
 
 
 def _circle(corners: int, *others: tuple[float, float]) -> list[tuple[float, float]]:
@@ -41,7 +41,7 @@ def _circle(corners: int, *others: tuple[float, float]) -> list[tuple[float, flo
     return [(math.cos(a), math.sin(a)) for a in angles] + list(others)
 
 
-def _product_grid(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _product_grid(_count: int, _seed: int) -> tuple[np.ndarray, np.ndarray]:
     first, second = (-1.0, 0.3, 2.0), (0.0, 1.0)
     weights = np.outer((0.2, 0.5, 0.3), (0.35, 0.65)).ravel()
     return np.array(list(itertools.product(first, second))), weights
@@ -71,8 +71,8 @@ PRESETS = {
         _product_grid,
     ),
     "obtuse_edge": Preset(
-        "Obtuse angle", "The inner atom sees an edge under an obtuse angle: its cell has an endless "
-        "arm that parts the cells of the edge.", 2,
+        "Obtuse angle", "The inner atom sees an edge under an obtuse angle: its cell has an "
+        "endless arm that parts the cells of the edge.", 2,
         _fixed((0.0, -1.0), (0.0, 1.0), (-4.0, 0.0), (-0.5, 0.0)),
     ),
     "acute_edge": Preset(
