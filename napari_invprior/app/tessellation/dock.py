@@ -318,21 +318,15 @@ class Tessellation(Dock):
             yield
         active = viewer.layers.selection.active
         moved = np.abs(np.asarray(event.position, float) - start).max() * viewer.scene.camera.zoom
-        if moved > STILL or (isinstance(active, Points) and active.mode == "add"):
+        adds = isinstance(active, Points) and active.mode == "add"
+        if moved > STILL or adds or viewer.dims.ndisplay == 3:
             return
         self.tell(event.position)
 
     def tell(self, position: Any) -> None:
         """Say which cells a place of the world lies in."""
         outcome = self.run.outcome
-        found = {}
-        for name in (CELLS, LAGUERRE):
-            layer = self.run.plane.layer(name)
-            if isinstance(layer, Labels):
-                # there may be a time axis before those of the plane
-                value = layer.get_value(position[-layer.ndim :], world=True)
-                found[name] = None if value is None else int(value)
-        number = found.get(CELLS)
+        number = self.run.plane.label_at(CELLS, position)
         if outcome is None or number is None:
             return
         if number == 0:
@@ -341,7 +335,7 @@ class Tessellation(Dock):
         atom = number - 1
         self.table.select(atom)
         cell = next(c for c in outcome.metrics["cells"] if c["atom"] == atom)
-        other = found.get(LAGUERRE)
+        other = self.run.plane.label_at(LAGUERRE, position)
         also = "" if not other else (
             "; optimal transport sends it there, too" if other == number
             else f"; optimal transport sends it to atom {other - 1}"

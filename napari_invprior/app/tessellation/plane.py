@@ -193,6 +193,17 @@ class Plane:
         for points in [p for p in layers if isinstance(p, Points) and p is not layer]:
             layers.move(layers.index(points), len(layers))
 
+    def label_at(self, name: str, position: Any) -> int | None:
+        """Label of a layer, visible or not, at a place of the world; None outside."""
+        layer = self.layer(name)
+        if not isinstance(layer, Labels):
+            return None
+        # there may be a time axis before those of the plane
+        place = layer.world_to_data(np.asarray(position, float)[-layer.ndim :])
+        index = tuple(round(float(k)) for k in place)
+        inside = all(0 <= k < n for k, n in zip(index, layer.data.shape, strict=True))
+        return int(layer.data[index]) if inside else None
+
     def source_of(self, position: Any, ndim: int) -> np.ndarray:
         """The source point (ndim,) at a place of the world."""
         where = self.placement.of(ndim)
