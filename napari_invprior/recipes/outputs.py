@@ -14,6 +14,7 @@ from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr import write_image
 from napari_invprior.io.points import points_csv
 from napari_invprior.io.shapes import geojson, obj, tracks_csv, vectors_csv
+from napari_invprior.recipes.cells_figure import cells_png, cells_svg
 from napari_invprior.recipes.engine import Outcome
 from napari_invprior.recipes.layers import OutputLayer
 from napari_invprior.recipes.picture import table_png
@@ -22,8 +23,8 @@ from napari_invprior.study.table import Row, as_csv
 TABLES: dict[str, tuple[str, Callable[[OutputLayer], bytes]]] = {
     "points": ("csv", lambda layer: points_csv(layer.array)),
     "tracks": ("csv", lambda layer: tracks_csv(layer.array)),
-    "vectors": ("csv", lambda layer: vectors_csv(layer.array)),
-    "shapes": ("geojson", lambda layer: geojson(layer.array, _rows(layer), layer.unit)),
+    "vectors": ("csv", lambda layer: vectors_csv(layer.array[:, 0], layer.array[:, 1])),
+    "shapes": ("geojson", lambda layer: geojson(layer.array, _rows(layer))),
     "surface": ("obj", lambda layer: obj(
         layer.array, [f"{key} {value}" for row in _rows(layer) for key, value in row.items()]
     )),
@@ -87,6 +88,12 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
         for kind, content in (("csv", table_csv(outcome)), ("png", table_png(outcome))):
             write_atomic(folder / f"table.{kind}", content)
             outputs[f"table.{kind}"] = str(folder / f"table.{kind}")
+    if outcome.recipe.task == "tessellate":
+        for kind, content in (
+            ("svg", cells_svg(outcome.detail)), ("png", cells_png(outcome.detail))
+        ):
+            write_atomic(folder / f"figure.{kind}", content)
+            outputs[f"figure.{kind}"] = str(folder / f"figure.{kind}")
     texts = {
         "recipe": json.dumps(outcome.recipe.to_dict(), indent=2),
         "metrics": json.dumps(summary(outcome), indent=2),

@@ -81,7 +81,7 @@ def test_everything_is_written_and_reads_back(tmp_path: Path) -> None:
     assert [feature["properties"]["atom"] for feature in found["features"]] == [0, 1, 2, 3]
     rows = np.loadtxt(outputs["trajectories"], delimiter=",", skiprows=1)
     assert rows.shape == (24 * 25, 4)
-    assert np.loadtxt(outputs["velocity"], delimiter=",", skiprows=1).shape == (16, 4)
+    assert np.loadtxt(outputs["velocity"], delimiter=",", skiprows=1).shape == (16, 5)
     assert json.loads(Path(outputs["recipe"]).read_text())["task"] == "tessellate"
     again = execute(json.loads(Path(outputs["recipe"]).read_text()))
     assert np.array_equal(again.layers[0].array, outcome.layers[0].array)

@@ -33,7 +33,7 @@ from napari_invprior.app.workbench.dock import WIDTH
 from napari_invprior.app.workbench.prior_panel import progress_bar, show_progress
 from napari_invprior.errors import InvPriorError
 from napari_invprior.jobs import Progress
-from napari_invprior.recipes.cell_colours import cell_colours
+from napari_invprior.recipes.cells_figure import cell_colours
 from napari_invprior.study.tessellation import SourceWindow, TessellationParameters
 from napari_invprior.transport.cells.presets import PRESETS
 

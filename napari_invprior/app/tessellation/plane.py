@@ -15,7 +15,7 @@ from napari.layers import Labels, Layer, Points, Shapes, Surface, Tracks, Vector
 from napari.utils import DirectLabelColormap
 
 from napari_invprior.app.viewer.layers import META, Snapshot, add_quietly, layer_or_none
-from napari_invprior.recipes.cell_colours import cell_colours
+from napari_invprior.recipes.cells_figure import cell_colours
 
 UNIT = "[std]"
 CELLS, LAGUERRE, DIFFERENCES = (
