@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--quick", action="store_true", help="small training: layout only")
-    parts = ("walk", "volume", "compare", "uncertainty", "particles")
+    parts = ("walk", "volume", "compare", "uncertainty", "particles", "tessellation")
     parser.add_argument("--only", choices=parts, help="one part")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
@@ -31,6 +31,7 @@ def main() -> None:
         "compare": lambda: compare(options.out, size),
         "uncertainty": lambda: uncertainty(options.out, size),
         "particles": lambda: particles(options.out, size),
+        "tessellation": lambda: tessellation(options.out, size),
     }
     with errors_reported():
         for name, make in pictures.items():
@@ -177,6 +178,28 @@ def particles(out: Path, size: tuple[int, int]) -> None:
     viewer.reset_view()
     process_events(1)
     save_screenshot(viewer, out / "9-particles.png")
+    viewer.close()
+
+
+def tessellation(out: Path, size: tuple[int, int]) -> None:
+    """Random atoms, their cells, and the path of a point."""
+    import napari
+
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+    from napari_invprior.app.tessellation.dock import Tessellation
+
+    viewer = napari.Viewer(show=True, show_welcome_screen=False)
+    viewer.window.resize(*size)
+    dock = Tessellation(viewer)
+    viewer.window.add_dock_widget(dock, name="Inverse priors tessellation", area="right")
+    process_events(0.6)
+    dock.preset.choose("random")
+    dock.add.click()
+    wait_for(lambda: dock.run.outcome is not None and dock.run.runner.state == "idle", dock)
+    process_events(0.5)
+    dock.tell((1.5, -2.0))
+    process_events(1)
+    save_screenshot(viewer, out / "10-tessellation.png")
     viewer.close()
 
 

@@ -91,10 +91,10 @@ def test_a_click_tells_the_cell_and_shows_the_path(cells: Cells) -> None:
     dock, viewer = cells.bench, cells.viewer
     cells.begin("pentagon")
     cells.click((-2.0, 0.3))
-    assert dock.message.text().startswith("This point goes to atom")
+    assert dock.message.text().startswith("goes to atom")
     label = int(viewer.layers[CELLS].get_value((-2.0, 0.3), world=True))
     assert f"atom {label - 1}" in dock.message.text()
-    assert "mass 0.2" in dock.message.text() and "optimal transport" in dock.message.text()
+    assert "mass 0.2" in dock.message.text() and "by transport" in dock.message.text()
     assert dock.table.selectedItems()[0].text() == str(label - 1)
     path = viewer.layers[PATH].data[0]
     assert np.allclose(path[0], (-2.0, 0.3), atol=0.1)

@@ -336,13 +336,8 @@ class Tessellation(Dock):
         self.table.select(atom)
         cell = next(c for c in outcome.metrics["cells"] if c["atom"] == atom)
         other = self.run.plane.label_at(LAGUERRE, position)
-        also = "" if not other else (
-            "; optimal transport sends it there, too" if other == number
-            else f"; optimal transport sends it to atom {other - 1}"
-        )
-        self.message.say(
-            f"This point goes to atom {atom}, whose cell has mass {cell['weight']:.4g}{also}."
-        )
+        also = "" if not other else f", by transport to atom {other - 1}"
+        self.message.say(f"goes to atom {atom} (mass {cell['weight']:.4g}){also}")
         self.run.show_path(position)
 
     def _find(self, atom: int) -> None:
