@@ -181,7 +181,7 @@ def test_export_and_script(cells: Cells, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "all" / "metrics.json").read_text())["metrics"]
     assert len(found["cells"]) == 4
     dock.export_figure(tmp_path / "cells.svg" / "again.svg")
-    assert "written" not in dock.message.text()
+    assert "could not be written" in dock.message.text()
     cells.press(dock.script)
     text = QApplication.clipboard().text()
     body = text.replace('recipes.write_outcome(outcome, "invprior-output")', "")
