@@ -76,7 +76,7 @@ def write_outcome(outcome: Outcome, folder: str | Path) -> dict[str, str]:
             joined if layer.frames > 1 else layer.array,
             layer.geometry,
             name=layer.name,
-            attributes=layer.metadata,
+            attributes=layer.metadata | {"kind": layer.kind},
             rgb=layer.rgb,
             labels=layer.kind == "labels",
         )

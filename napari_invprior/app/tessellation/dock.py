@@ -187,6 +187,9 @@ class Tessellation(Dock):
 
     def _add_atoms(self, positions: np.ndarray, weights: np.ndarray) -> Points:
         ndim = positions.shape[1]
+        earlier = layer_or_none(self.viewer, self.atoms.currentData())
+        if earlier is not None:
+            earlier.visible = False
         layer = self.viewer.add_points(
             positions, ndim=ndim, name=free_name(self.viewer, "atoms"), size=DOT,
             face_color="#f2f2f2", border_color="#101418", border_width=0.12,

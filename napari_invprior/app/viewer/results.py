@@ -35,11 +35,11 @@ def add_results(viewer: napari.Viewer, folder: Path) -> list[str]:
     if not groups and not tables:
         raise InvalidInput(f"{folder} holds no result.ome.zarr; give the folder that a run wrote")
     for group in groups:
-        image = read_image(group)
+        image, facts = read_image(group), attributes(group)
         array = restored_axes(np.asarray(image.array), image)
         layer = result_layer(
             array, image.geometry, None, name=group.name, rgb=image.rgb,
-            metadata={META: attributes(group)},
+            kind=facts.get("kind", "image"), metadata={META: facts},
         )
         viewer.add_layer(layer)
     for path in tables:
