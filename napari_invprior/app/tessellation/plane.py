@@ -218,13 +218,6 @@ class Plane:
             **self.placement.of(rows.shape[1]),
         ))
 
-    def clear(self) -> None:
-        """Take all of them away."""
-        for name in (PATH, *NAMES.values()):
-            layer = self.layer(name)
-            if layer is not None:
-                self.viewer.layers.remove(layer)
-
 
 def _made(output: Any, placement: Placement, name: str) -> Layer | None:
     """A layer of an output that is no label image."""

@@ -50,8 +50,8 @@ MANY, LOCAL = 2000, 64
 """From so many atoms on, only those are summed whose weight counts for one of so many neighbouring
 points."""
 EASY, LATE_TOLERANCE, LAYER = 8.0, 1e-6, 1e-2
-"""Explicit steps are long enough up to this ``s``, in units of the inverse radius of the atoms; the
-tolerance of the way back to there."""
+"""Explicit steps are long enough up to this ``s``, in units of the inverse radius of the atoms. The
+tolerance of the way back to there, and the share of the width over which weights change."""
 CLEAR = 6.0
 """Gap at which a point that rests on its atom is far from the others."""
 NEGLIGIBLE = 40.0
