@@ -4,8 +4,8 @@ Late in the flow, the border of two neighbours ``i`` and ``j`` is the plane thro
 both: ``z = s (x_i + x_j) / 2 + v`` with ``v`` at right angles to ``x_j - x_i``, shifted for unequal
 weights to where both have the same weight. Forward, the border repels; carried back from a late
 time, points of that plane are drawn onto it and end at ``s = 0`` on the border of the cells of
-source points, right to about 4e-5 with the usual tolerances. Every border is the image of a whole plane (own
-derivation): in the plane a curve, in space a surface.
+source points, right to about 4e-5 with the usual tolerances. Every border is the image of a whole
+plane (own derivation): in the plane a curve, in space a surface.
 """
 
 from __future__ import annotations
