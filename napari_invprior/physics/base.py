@@ -161,6 +161,14 @@ class Physics(ABC):
         """
         return self, tuple(w.start for w in window)
 
+    def within(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
+        """Operator of the data in ``window``, with an image that does not leave the whole's.
+
+        Also where that image begins in the whole. Where the window ends inside the data the
+        operator may be wrong over its `reach`: for windows with a margin that is not used.
+        """
+        return self.restricted(window)
+
     def reach(self) -> tuple[int, ...]:
         """Image samples per axis that one data sample looks at."""
         return (1,) * self.ndim
