@@ -90,7 +90,15 @@ class Sample:
     image: Any
 
 
-Event = Progress | Preview | Message | Sample | Result
+@dataclass(frozen=True)
+class BlockState:
+    """What became of a block of a large volume: ``"running"``, ``"done"`` or ``"failed"``."""
+
+    index: int
+    state: str
+
+
+Event = Progress | Preview | Message | Sample | BlockState | Result
 Job = Iterator[Event]
 
 

@@ -225,7 +225,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Path]:
         yield temporary
         _sync_tree(temporary)
         swap(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         need = f"; {readable(needed)} are needed" if needed else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -268,11 +268,12 @@ def _sync_tree(path: Path) -> None:
     """Flush a file, or all files below a folder, to the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
-            _sync(Path(folder, name))
-    _sync(path)
+            sync(Path(folder, name))
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)

@@ -84,6 +84,41 @@ def load(
     return image
 
 
+def opened(
+    source: Source, arrays: Mapping[str, Image | Raw] = NOTHING, *, folder: Path | None = None
+) -> tuple[Raw, str]:
+    """What a source names, not read yet, and its name for messages.
+
+    Raises
+    ------
+    InvalidInput, FileRefused
+        As `load`, except that it may be of any size.
+    """
+    if source.path is not None:
+        path = existing(local_path(source.path, folder=folder))
+        with refusing(path.name):
+            return retrying(lambda: _open(path, source, None)), path.name
+    found = arrays.get(source.layer or "")
+    if isinstance(found, Raw):
+        return found, source.layer or ""
+    whole = source.model_copy(update={"crop": None, "channel": None})
+    held = {name: image for name, image in arrays.items() if isinstance(image, Image)}
+    return raw_of(load(whole, held)), source.layer or source.sample or ""
+
+
+def raw_of(image: Image) -> Raw:
+    """An image in memory as a file would hand it over, without axes of length one that it made."""
+    labels, array = "TCZYX"[-image.array.ndim :] if image.ndim == 3 else "TCYX", image.array
+    if image.channel_axis is None:
+        array, labels = array[:, 0], labels.replace("C", "")
+    elif image.rgb:
+        array, labels = np.moveaxis(array, 1, -1), labels.replace("C", "") + "S"
+    if not image.frame_axes:
+        array, labels = array[0], labels.removeprefix("T")
+    return Raw(array, labels=labels, geometry=image.geometry, value_range=image.value_range,
+               notes=image.facts.get("notes", ()))
+
+
 def load_list(source: Source, arrays: Mapping[str, Image]) -> np.ndarray:
     """The numbers of a source as a list: NPY, NPZ, text with one number per line, or a layer.
 

@@ -115,7 +115,7 @@ def open_level(root: Path, key: str | None) -> Raw:
         _safe(array, root.name),
         labels=labels,
         units=_units(multiscale.get("axes", [])),
-        geometry=_stored_geometry(own.get("geometry")),
+        geometry=stored_geometry(own.get("geometry")),
         value_range=_pair(own.get("value_range")),
         notes=_missing_chunks(array, root.name),
         **_transform(labels, [multiscale, level]),
@@ -196,7 +196,7 @@ def _pair(data: Any) -> tuple[float, float] | None:
     return None if data is None else (float(data[0]), float(data[1]))
 
 
-def _stored_geometry(data: Any) -> Geometry | None:
+def stored_geometry(data: Any) -> Geometry | None:
     """The placement that we wrote; OME-Zarr itself knows no rotation."""
     if not isinstance(data, Mapping):
         return None

@@ -81,7 +81,7 @@ def image_from_raw(raw: Raw, source: Source, name: str, limit: int | None = None
     FileRefused
         If that part is larger than ``limit`` bytes.
     """
-    axes = _axes(raw, source, name)
+    axes = axes_for(raw, source, name)
     slices, start, notes = selection(raw.array.shape, axes, source.crop, source.channel, name)
     counts = [
         len(range(*part.indices(n))) for part, n in zip(slices, raw.array.shape, strict=True)
@@ -103,7 +103,7 @@ def image_from_raw(raw: Raw, source: Source, name: str, limit: int | None = None
     )
 
 
-def _axes(raw: Raw, source: Source, name: str) -> Axes:
+def axes_for(raw: Raw, source: Source, name: str) -> Axes:
     """The parts of the axes: named by the file, else told by the source, else by the shape."""
     shape = tuple(raw.array.shape)
     named = named_axes(raw.labels, shape) if raw.labels else None

@@ -56,6 +56,8 @@ class Physics(ABC):
     ``valid`` where it never does."""
     informative: bool = True
     """Whether the data say anything; a weight can then be chosen by them."""
+    data_shaped: ClassVar[tuple[str, ...]] = ()
+    """Those of the ``array_inputs`` that have a sample for every one of the data."""
     list_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields that name a list of numbers; the engine loads them too."""
     same_units: bool = True
@@ -160,14 +162,6 @@ class Physics(ABC):
         The default suits operators that act sample by sample and hold no arrays.
         """
         return self, tuple(w.start for w in window)
-
-    def within(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
-        """Operator of the data in ``window``, with an image that does not leave the whole's.
-
-        Also where that image begins in the whole. Where the window ends inside the data the
-        operator may be wrong over its `reach`: for windows with a margin that is not used.
-        """
-        return self.restricted(window)
 
     def reach(self) -> tuple[int, ...]:
         """Image samples per axis that one data sample looks at."""

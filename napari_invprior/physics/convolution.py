@@ -245,12 +245,6 @@ class SampledConvolution(Physics):
         start = tuple(w.start * f - b for w, f, b in zip(window, self.factor, before, strict=True))
         return part, start
 
-    def within(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
-        """The operator itself: its boundary rule holds at the window's ends as well."""
-        if self.boundary == "valid":
-            return self.restricted(window)
-        return self, tuple(w.start * f for w, f in zip(window, self.factor, strict=True))
-
     def reach(self) -> tuple[int, ...]:
         return self.taps
 

@@ -67,10 +67,6 @@ class Masked(Physics):
         part, start = self.physics.restricted(window)
         return Masked(part, self.mask[window]), start
 
-    def within(self, window: tuple[slice, ...]) -> tuple[Physics, tuple[int, ...]]:
-        part, start = self.physics.within(window)
-        return Masked(part, self.mask[window]), start
-
     def reach(self) -> tuple[int, ...]:
         return self.physics.reach()
 

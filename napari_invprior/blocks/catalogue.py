@@ -1,0 +1,93 @@
+"""Which jobs there are: a list of folders that outlives the program, and how far each is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+
+from napari_invprior.blocks.journal import Journal
+from napari_invprior.blocks.lock import seems_held
+from napari_invprior.blocks.plan import FOLDER, Plan
+from napari_invprior.errors import InvPriorError
+from napari_invprior.io.files import write_atomic
+
+State = Literal["running", "finished", "unfinished", "unreadable"]
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """A job at a glance.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies.
+    title : str
+        For people.
+    created : str
+        When it was planned.
+    state : {"running", "finished", "unfinished", "unreadable"}
+        What it does now.
+    done, failed, total : int
+        Blocks.
+    """
+
+    folder: Path
+    title: str
+    created: str
+    state: State
+    done: int
+    failed: int
+    total: int
+
+
+def register(folder: Path, catalogue: Path | None = None) -> None:
+    """Remember a job's folder."""
+    place = _place(catalogue)
+    whole = str(folder.absolute())
+    name = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    write_atomic(place / f"{name}.json", json.dumps({"folder": whole}).encode())
+
+
+def known(catalogue: Path | None = None) -> Iterator[JobInfo]:
+    """All jobs whose folders are still there, the latest first."""
+    found = []
+    for path in _place(catalogue).glob("*.json"):
+        try:
+            folder = Path(str(json.loads(path.read_bytes())["folder"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (folder / FOLDER).is_dir():
+            found.append(info(folder))
+    yield from sorted(found, key=lambda job: job.created, reverse=True)
+
+
+def info(folder: Path) -> JobInfo:
+    """How far a job is."""
+    try:
+        plan = Plan.load(folder)
+    except InvPriorError:
+        return JobInfo(folder, "", "", "unreadable", 0, 0, 0)
+    journal = Journal(folder / FOLDER)
+    done, failed = journal.count(), len(journal.failed())
+    state: State = "unfinished"
+    if seems_held(folder / FOLDER):
+        state = "running"
+    elif (folder / "metrics.json").is_file() and done == plan.grid.count:
+        state = "finished"
+    return JobInfo(
+        folder, plan.parsed.title or plan.parsed.task, plan.created, state, done, failed,
+        plan.grid.count,
+    )
+
+
+def _place(catalogue: Path | None) -> Path:
+    if catalogue is not None:
+        return catalogue
+    return user_data_path("napari-invprior", appauthor=False) / "jobs"

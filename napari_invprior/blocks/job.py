@@ -1,0 +1,359 @@
+"""A large job from its recipe to its result: settle, divide, compute, finish; or go on with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_invprior.blocks import catalogue
+from napari_invprior.blocks.agree import agree
+from napari_invprior.blocks.inputs import Inputs
+from napari_invprior.blocks.journal import Entry, Journal
+from napari_invprior.blocks.keep import kept
+from napari_invprior.blocks.lock import JobLock
+from napari_invprior.blocks.output import BlockedImage, DiskFull
+from napari_invprior.blocks.plan import FOLDER, PRIOR, Plan, plan, summary
+from napari_invprior.blocks.pool import Pool, Threads, memory_per_worker
+from napari_invprior.blocks.task import STOP
+from napari_invprior.errors import Cancelled, InvalidInput, JobError
+from napari_invprior.image import Image
+from napari_invprior.io.bundles import save_prior
+from napari_invprior.io.files import check_free, check_output, write_atomic
+from napari_invprior.io.raw import Raw
+from napari_invprior.jobs import (
+    BlockState,
+    Job,
+    Message,
+    Result,
+    ShouldStop,
+    Stage,
+    forward,
+    guard,
+    never,
+)
+from napari_invprior.memory import free_bytes
+from napari_invprior.priors.base import Prior
+from napari_invprior.recipes.device import choose_device
+from napari_invprior.recipes.layers import OutputLayer
+from napari_invprior.recipes.model import Recipe
+from napari_invprior.recipes.outcome import Outcome, peak_memory_mb
+from napari_invprior.sources import Source
+
+LISTED = 20
+"""Failed blocks that a message names."""
+
+MakePool = Callable[[], Pool]
+
+
+@dataclass(frozen=True)
+class Progressing:
+    """What a job tells about itself while it runs; `Outcome.detail` of a finished one."""
+
+    folder: Path
+    plan: Plan
+
+
+def start(
+    recipe: Recipe | Mapping[str, Any] | str,
+    folder: Path,
+    *,
+    arrays: Mapping[str, Image | Raw] | None = None,
+    prior: Prior | None = None,
+    pool: MakePool = Threads,
+    memory: int | None = None,
+    should_stop: ShouldStop = never,
+) -> Job:
+    """Plan a job for a volume of any size and run it; the `Result` is an `Outcome`.
+
+    Parameters
+    ----------
+    recipe : Recipe, mapping or str
+        Task ``reconstruct`` or ``sample`` with an observation; ``blocks`` says how it is divided.
+    folder : Path
+        Where everything goes: the result, and ``job/`` with the plan and the journal.
+    arrays : mapping, optional
+        Arrays for sources of the form ``{"layer": name}``; they are copied beside the plan.
+    prior : Prior, optional
+        A prior to use.
+    pool : callable
+        Makes the `Pool` that computes the blocks; called when they begin.
+    memory : int, optional
+        Bytes that all workers of a machine may use together; half of what is free by default.
+    should_stop
+        Polled; blocks that are done stay, and `resume` goes on.
+
+    Raises
+    ------
+    InvalidInput
+        If the recipe cannot be run in blocks, or the folder holds another job or result.
+    JobError
+        If blocks failed, the disk is full, or another client works on the job.
+    """
+    return guard(_start(
+        Recipe.parse(recipe), Path(folder), arrays or {}, prior, pool, memory, should_stop
+    ))
+
+
+def resume(
+    folder: Path, *, pool: MakePool = Threads, should_stop: ShouldStop = never
+) -> Job:
+    """Go on with a job: blocks that are not done, and those that failed, are computed.
+
+    Raises
+    ------
+    InvalidInput
+        If the folder holds no job, or its input has changed.
+    JobError
+        As `start`.
+    """
+    return guard(_resume(Path(folder), pool, should_stop))
+
+
+def _start(
+    recipe: Recipe, folder: Path, arrays: Mapping[str, Image | Raw], prior: Prior | None,
+    pool: MakePool, memory: int | None, should_stop: ShouldStop,
+) -> Job:
+    begin = time.monotonic()
+    _require_free_place(recipe, folder)
+    device, message = choose_device(recipe.device)
+    if message is not None:
+        yield message
+    inputs = Inputs.open(recipe, arrays)
+    for note in inputs.observation.notes:
+        yield Message(f"{inputs.observation.name}: {note}")
+    with JobLock(folder / FOLDER) as lock, pool() as workers:
+        settlement = yield from forward(
+            agree(recipe, inputs, device, prior=prior, should_stop=should_stop)
+        )
+        small = {name: image for name, image in arrays.items() if isinstance(image, Image)}
+        found = plan(recipe, settlement, inputs,
+                     memory=memory_per_worker(free_bytes(), workers.workers, memory))
+        settled = kept(settlement.agreed.recipe, inputs, small, folder / FOLDER / "inputs")
+        found = found.model_copy(update={"recipe": settled.to_dict()})
+        images = found.images(folder)
+        check_free(folder, sum(image.bytes for image in images))
+        if settlement.agreed.prior is not None:
+            save_prior(folder / FOLDER / PRIOR, settlement.agreed.prior, {
+                "intensity_scale": list(found.scale), "recipe": found.recipe,
+                "training_data": settlement.facts["digests"],
+            })
+        for image in images:
+            image.create(found.placement, found.attributes, found.scale)
+        found.save(folder)
+        catalogue.register(folder)
+        told = summary(found, workers.workers)
+        yield Message(
+            f"{told['blocks']} blocks of {_edges(found)} with a halo of {max(found.halo)}; about "
+            f"{told['memory_gb']:.2g} GB of memory, {_clock(told['seconds'])}"
+        )
+        yield from _work(folder, found, workers, lock, should_stop, begin)
+
+
+def _resume(folder: Path, pool: MakePool, should_stop: ShouldStop) -> Job:
+    begin = time.monotonic()
+    found = Plan.load(folder)
+    (folder / FOLDER / STOP).unlink(missing_ok=True)
+    inputs = Inputs.open(found.parsed, {})
+    changed = [
+        part for part, digest in inputs.digest().items() if found.digests.get(part) != digest
+    ]
+    if changed:
+        raise InvalidInput(
+            f"{', '.join(changed)} of the job in {folder} changed since it began; start a new job "
+            "in another folder"
+        )
+    with JobLock(folder / FOLDER) as lock, pool() as workers:
+        yield from _work(folder, found, workers, lock, should_stop, begin)
+
+
+def _require_free_place(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder that holds a job, a result or the input."""
+    source = recipe.observation
+    given = [Path(source.path)] if isinstance(source, Source) and source.path else []
+    check_output(folder / "result.ome.zarr", given)
+    if (folder / FOLDER / "plan.json").exists():
+        raise InvalidInput(
+            f"{folder} holds a job already; go on with it ('invprior resume {folder}'), or choose "
+            "another folder"
+        )
+    if any((folder / "result.ome.zarr").glob("*")):
+        raise InvalidInput(f"{folder} holds a result already; choose another folder")
+
+
+def _work(
+    folder: Path, found: Plan, workers: Pool, lock: JobLock, should_stop: ShouldStop,
+    begin: float,
+) -> Job:
+    """Compute what is left, finish the images, write the figures."""
+    images, journal = found.images(folder), Journal(folder / FOLDER)
+    (folder / FOLDER / STOP).unlink(missing_ok=True)
+    total = found.grid.count
+    if not all(image.growing.is_dir() for image in images):
+        if journal.count() == total and all(image.group.is_dir() for image in images):
+            yield Result(_outcome(folder, found, images, begin))
+            return
+        raise JobError(f"{folder}: the images of the job are gone; start it again elsewhere")
+    for image in images:
+        image.clean()
+    left = _left(found, images, journal)
+    if len(left) < total:
+        yield Message(f"{total - len(left)} of {total} blocks are done already")
+    for index in sorted(set(range(total)) - set(left)):
+        yield BlockState(index, "done")
+    yield from _compute(folder, found, workers, lock, should_stop, left)
+    failed = journal.failed()
+    if failed:
+        listed = "; ".join(f"{i}: {e}" for i, e in list(failed.items())[:LISTED])
+        raise JobError(
+            f"{len(failed)} of {total} blocks failed, the others are done ({listed}); "
+            f"'invprior resume {folder}' tries them again"
+        )
+    for image in images:
+        image.finish(found.placement, found.attributes, found.scale)
+    yield Result(_outcome(folder, found, images, begin))
+
+
+def _left(found: Plan, images: list[BlockedImage], journal: Journal) -> list[int]:
+    """Blocks to compute: those that are not noted, or whose shards are not what was noted."""
+    done = set()
+    for entry in journal.done():
+        if entry.index < found.grid.count and _is_whole(entry, images):
+            done.add(entry.index)
+        else:
+            journal.forget(entry.index)
+    for index in journal.failed():
+        journal.forget_failure(index)
+    return [index for index in range(found.grid.count) if index not in done]
+
+
+def _is_whole(entry: Entry, images: list[BlockedImage]) -> bool:
+    """Whether the shards of a block are there, as long as they were."""
+    growing = {image.output.name: image.growing for image in images}
+    try:
+        for name, size in entry.files:
+            group, _, shard = name.partition("/")
+            if (growing[group] / shard).stat().st_size != size:
+                return False
+    except (OSError, KeyError):
+        return False
+    return True
+
+
+def _compute(
+    folder: Path, found: Plan, workers: Pool, lock: JobLock, should_stop: ShouldStop,
+    left: list[int],
+) -> Job:
+    """Run the blocks that are left."""
+    total = found.grid.count
+    stage, ended = Stage("blocks", len(left)), 0
+    stopping = False
+
+    def stop() -> bool:
+        return stopping or should_stop() or lock.is_lost()
+
+    happenings = workers.run(str(folder.absolute()), left, lock.token, stop)
+    try:
+        for happened in happenings:
+            if happened is None:
+                if stage.due():
+                    yield stage.progress(ended, done=total - len(left) + ended)
+                continue
+            if not happened.ended:
+                yield BlockState(happened.index, "running")
+                continue
+            if isinstance(happened.error, DiskFull):
+                raise happened.error
+            if isinstance(happened.error, Cancelled):
+                continue
+            ended += 1
+            yield BlockState(happened.index, "failed" if happened.error else "done")
+            if happened.error is not None:
+                yield Message(str(happened.error), "warning")
+            yield stage.progress(ended, done=total - len(left) + ended)
+    finally:
+        stopping = True
+        (folder / FOLDER / STOP).touch()
+        happenings.close()
+        (folder / FOLDER / STOP).unlink(missing_ok=True)
+    if lock.is_lost():
+        raise JobError(f"{folder}: another client has taken this job over")
+    if should_stop():
+        raise Cancelled(
+            f"stopped; {Journal(folder / FOLDER).count()} of {total} blocks are done, 'invprior "
+            f"resume {folder}' goes on"
+        )
+
+
+def _outcome(folder: Path, found: Plan, images: list[BlockedImage], begin: float) -> Outcome:
+    """Layers on disk, and the figures of all blocks; written beside them."""
+    recipe, entries = found.parsed, list(Journal(folder / FOLDER).done())
+    layers = tuple(
+        OutputLayer(
+            image.output.name, image.levels[0], found.placement, kind=image.output.kind,
+            metadata=found.attributes, role=image.output.role, unit=image.output.unit,
+            frames=int(found.frames > 1),
+        )
+        for image in images
+    )
+    outcome = Outcome(
+        recipe=recipe, layers=layers, metrics=figures(found, entries), prior=None,
+        seconds=time.monotonic() - begin, peak_memory_mb=peak_memory_mb(),
+        detail=Progressing(folder, found),
+    )
+    for name, data in (("recipe", recipe.to_dict()), ("metrics", {"metrics": outcome.metrics})):
+        write_atomic(folder / f"{name}.json", (json.dumps(data, indent=2) + "\n").encode())
+    return outcome
+
+
+def figures(found: Plan, entries: list[Entry]) -> dict[str, Any]:
+    """Figures of the whole: those of the blocks, weighed by their size."""
+    sizes = {
+        block.index: math.prod(c.stop - c.start for c in block.core) for block in found.grid
+    }
+    names = {name for entry in entries for name in entry.figures}
+    result: dict[str, Any] = dict(found.facts)
+    for name in sorted(names):
+        known = [(sizes[e.index], e.figures[name]) for e in entries if name in e.figures]
+        result[name] = sum(s * v for s, v in known) / sum(s for s, _ in known)
+    result["blocks"] = len(entries)
+    result["block_seconds"] = sum(entry.seconds for entry in entries)
+    result["agreement"] = found.level
+    return result
+
+
+def _edges(found: Plan) -> str:
+    return " x ".join(
+        str(min(n, c * f)) for c, f, n in zip(found.core, found.factor, found.image, strict=True)
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 1.5:
+        return f"{hours:.1f} hours"
+    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} s"
+
+
+def discard(folder: Path) -> None:
+    """Remove a job that nobody works on, its unfinished images too; a finished result stays."""
+    found = Plan.load(folder)
+    with JobLock(folder / FOLDER):
+        for image in found.images(folder):
+            shutil.rmtree(image.growing, ignore_errors=True)
+    shutil.rmtree(folder / FOLDER)
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """A job as plain data, for people and programs."""
+    job = catalogue.info(folder)
+    return {
+        "folder": str(job.folder), "title": job.title, "created": job.created,
+        "state": job.state, "done": job.done, "failed": job.failed, "blocks": job.total,
+    }
+

@@ -1,0 +1,283 @@
+"""Who computes the blocks: threads of this process, processes of this machine, or a cluster."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from napari_invprior.blocks.task import run_block
+from napari_invprior.errors import InvalidInput, JobError
+from napari_invprior.jobs import ShouldStop
+
+TICK = 0.2
+"""Seconds after which a pool looks whether it was stopped."""
+LOST = 10
+"""So many workers may die over one block before it counts as failed."""
+PREFETCH = 2
+"""Blocks that are handed to each worker of a cluster at once."""
+FAREWELL = 10.0
+"""Seconds that running blocks get to notice that they were stopped."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A block began, or ended with an error or without one."""
+
+    index: int
+    ended: bool
+    error: Exception | None = None
+
+
+class Pool(ABC):
+    """Computes blocks side by side, in a ``with`` statement.
+
+    Attributes
+    ----------
+    workers : int
+        Blocks that are computed at once.
+    """
+
+    workers: int
+
+    @abstractmethod
+    def run(
+        self, folder: str, indices: Iterable[int], token: str, should_stop: ShouldStop
+    ) -> Generator[Happened | None, None, None]:
+        """Compute blocks of a job; None when nothing happened for a moment.
+
+        After a stop, or when the caller closes the iterator, nothing runs any more. Which blocks
+        are done is not told then: the journal knows.
+        """
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 (threads end with the run)
+        """Release what the pool holds."""
+
+
+class Threads(Pool):
+    """Threads of this process.
+
+    Parameters
+    ----------
+    workers : int
+        Blocks at once; all cores are shared between them.
+    threads : int
+        CPU threads of all workers together; 0 for one per core.
+    """
+
+    def __init__(self, workers: int = 1, threads: int = 0) -> None:
+        self.workers = max(1, workers)
+        self._each = max(1, (threads or os.cpu_count() or 1) // self.workers)
+
+    def run(
+        self, folder: str, indices: Iterable[int], token: str, should_stop: ShouldStop
+    ) -> Generator[Happened | None, None, None]:
+        left, running = iter(indices), dict[Future[int], int]()
+        stopped = False
+
+        def stop() -> bool:
+            return stopped or should_stop()
+
+        work = partial(run_block, folder, token=token, threads=self._each, stop=stop)
+        executor = ThreadPoolExecutor(self.workers, "block")
+        try:
+            while True:
+                while len(running) < self.workers and not should_stop():
+                    index = next(left, None)
+                    if index is None:
+                        break
+                    running[executor.submit(work, index)] = index
+                    yield Happened(index, ended=False)
+                if not running:
+                    return
+                ended, _ = wait(running, TICK, FIRST_COMPLETED)
+                for future in ended:
+                    yield _told(running.pop(future), future)
+                if not ended:
+                    yield None
+        finally:
+            stopped = True
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _told(index: int, future: Any) -> Happened:
+    """How a future ended."""
+    error = future.exception()
+    return Happened(index, ended=True, error=error if isinstance(error, Exception) else None)
+
+
+class Cluster(Pool):
+    """Workers of dask: processes of this machine, or any scheduler by its address.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of a scheduler, such as ``tcp://host:8786`` or a file that it wrote; without one, processes
+        are started here, and reached from this machine only.
+    workers : int
+        Processes to start; without an address alone.
+    threads : int
+        CPU threads of each.
+    gpu : bool
+        Run blocks only on workers that have the resource ``GPU``, one at a time on each.
+
+    Raises
+    ------
+    InvalidInput
+        If dask.distributed is not installed, or there is no scheduler.
+    """
+
+    def __init__(
+        self, address: str | None = None, workers: int = 2, threads: int = 1, gpu: bool = False
+    ) -> None:
+        try:
+            import distributed
+        except ImportError:
+            raise InvalidInput(
+                "work on several processes or machines needs dask.distributed; install it: pip "
+                "install 'napari-invprior[cluster]'"
+            ) from None
+        self._distributed: Any = distributed
+        self._threads, self._resources = threads, {"GPU": 1} if gpu else {}
+        self._cluster: Any = None
+        if address is None:
+            self._cluster = self._local(workers)
+        try:
+            options = {"timeout": 20, "set_as_default": False}
+            if address is not None and os.path.exists(address):  # noqa: PTH110
+                self._client = distributed.Client(scheduler_file=address, **options)
+            else:
+                self._client = distributed.Client(self._cluster or address, **options)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InvalidInput(
+                f"no dask scheduler answers at {address!r} ({error}); start one with 'dask "
+                "scheduler', workers with 'dask worker ADDRESS', and give its address"
+            ) from error
+        self.workers = max(1, self._count())
+
+    def _local(self, workers: int) -> Any:
+        """A cluster of processes that only this machine can reach."""
+        import dask
+
+        settings = {
+            "distributed.scheduler.allowed-failures": LOST,
+            "distributed.worker.daemon": True,
+            "distributed.admin.log-format": "%(message)s",
+        }
+        with dask.config.set(settings):
+            return self._distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+                dashboard_address=None, memory_limit=0, resources=self._resources or None,
+                silence_logs=50,
+            )
+
+    def _count(self) -> int:
+        """Workers there are, with the resource where one is asked for."""
+        known = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return sum(
+            1 for worker in known
+            if all(worker.get("resources", {}).get(k, 0) >= v for k, v in self._resources.items())
+        )
+
+    def run(
+        self, folder: str, indices: Iterable[int], token: str, should_stop: ShouldStop
+    ) -> Generator[Happened | None, None, None]:
+        left, running = iter(indices), dict[Any, int]()
+        lost: dict[int, int] = {}
+        waited = time.monotonic()
+        try:
+            while not should_stop():
+                self.workers = max(1, self._count())
+                while len(running) < PREFETCH * self.workers:
+                    index = next(left, None)
+                    if index is None:
+                        break
+                    running[self._submit(folder, index, token)] = index
+                    yield Happened(index, ended=False)
+                if not running:
+                    return
+                ended = self._ended(running)
+                for future in ended:
+                    index = running.pop(future)
+                    happened = _told(index, future)
+                    if self._was_lost(happened.error) and lost.get(index, 0) < LOST:
+                        lost[index] = lost.get(index, 0) + 1
+                        running[self._submit(folder, index, token)] = index
+                        continue
+                    yield happened
+                if ended:
+                    waited = time.monotonic()
+                else:
+                    self._require_workers(waited)
+                    yield None
+        finally:
+            with suppress(Exception):  # the scheduler may be gone
+                self._client.cancel(list(running))
+                self._leave(running)
+
+    def _submit(self, folder: str, index: int, token: str) -> Any:
+        return self._client.submit(
+            run_block, folder, index, token, self._threads, pure=False,
+            resources=self._resources or None, key=f"block-{index}-{time.monotonic_ns()}",
+        )
+
+    def _ended(self, running: dict[Any, int]) -> list[Any]:
+        """Futures that ended within a moment."""
+        with suppress(TimeoutError, self._distributed.TimeoutError):
+            self._distributed.wait(list(running), timeout=TICK, return_when="FIRST_COMPLETED")
+        return [future for future in running if future.done()]
+
+    def _was_lost(self, error: Exception | None) -> bool:
+        return isinstance(error, self._distributed.KilledWorker)
+
+    def _require_workers(self, since: float) -> None:
+        """Give up when the cluster has had no worker for long."""
+        if self._count() == 0 and time.monotonic() - since > 120:
+            what = " with the resource GPU" if self._resources else ""
+            raise JobError(
+                f"the cluster has had no worker{what} for two minutes; start some and resume"
+            )
+
+    def _leave(self, running: dict[Any, int]) -> None:
+        """Wait until no worker computes any more."""
+        end = time.monotonic() + FAREWELL
+        while time.monotonic() < end:
+            busy = self._client.processing()
+            if not any("block-" in str(key) for keys in busy.values() for key in keys):
+                return
+            time.sleep(TICK)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._client.close(timeout=5)
+        if self._cluster is not None:
+            with suppress(Exception):
+                self._cluster.close(timeout=10)
+
+
+def memory_per_worker(free: int, workers: int, allowed: int | None) -> int:
+    """Bytes that a worker may use: as allowed for all of them, or half of what is free.
+
+    Examples
+    --------
+    >>> memory_per_worker(8_000_000_000, 4, None)
+    1000000000
+    """
+    return math.floor((free // 2 if allowed is None else allowed) / max(1, workers))
