@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from platformdirs import user_data_path
 
@@ -45,6 +45,10 @@ class JobInfo:
     done: int
     failed: int
     total: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"folder": str(self.folder)}
 
 
 def register(folder: Path, catalogue: Path | None = None) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from napari_invprior.blocks.output import BlockedImage, DiskFull
 from napari_invprior.blocks.plan import FOLDER, PRIOR, Plan, plan, summary
 from napari_invprior.blocks.pool import Pool, Threads, memory_per_worker
 from napari_invprior.blocks.task import STOP
+from napari_invprior.blocks.work import TASKS
 from napari_invprior.errors import Cancelled, InvalidInput, JobError
 from napari_invprior.image import Image
 from napari_invprior.io.bundles import save_prior
-from napari_invprior.io.files import check_free, check_output, write_atomic
+from napari_invprior.io.files import check_free, check_output, memory_limit
 from napari_invprior.io.raw import Raw
+from napari_invprior.io.volume import open_volume
 from napari_invprior.jobs import (
     BlockState,
     Job,
@@ -38,11 +39,14 @@ from napari_invprior.jobs import (
     never,
 )
 from napari_invprior.memory import free_bytes
+from napari_invprior.parameters import per_axis
 from napari_invprior.priors.base import Prior
 from napari_invprior.recipes.device import choose_device
 from napari_invprior.recipes.layers import OutputLayer
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.recipes.outcome import Outcome, peak_memory_mb
+from napari_invprior.recipes.outputs import write_outcome
+from napari_invprior.reconstruct.tiles import BYTES_HELD
 from napari_invprior.sources import Source
 
 LISTED = 20
@@ -52,11 +56,12 @@ MakePool = Callable[[], Pool]
 
 
 @dataclass(frozen=True)
-class Progressing:
-    """What a job tells about itself while it runs; `Outcome.detail` of a finished one."""
+class BlockedDetail:
+    """`Outcome.detail` of a job: where it lies, its plan, and the files that it wrote, by name."""
 
     folder: Path
     plan: Plan
+    outputs: dict[str, str]
 
 
 def start(
@@ -304,11 +309,8 @@ def _outcome(folder: Path, found: Plan, images: list[BlockedImage], begin: float
     outcome = Outcome(
         recipe=recipe, layers=layers, metrics=figures(found, entries), prior=None,
         seconds=time.monotonic() - begin, peak_memory_mb=peak_memory_mb(),
-        detail=Progressing(folder, found),
     )
-    for name, data in (("recipe", recipe.to_dict()), ("metrics", {"metrics": outcome.metrics})):
-        write_atomic(folder / f"{name}.json", (json.dumps(data, indent=2) + "\n").encode())
-    return outcome
+    return replace(outcome, detail=BlockedDetail(folder, found, write_outcome(outcome, folder)))
 
 
 def figures(found: Plan, entries: list[Entry]) -> dict[str, Any]:
@@ -340,6 +342,20 @@ def _clock(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} s"
 
 
+def needs_blocks(recipe: Recipe, arrays: Mapping[str, Image | Raw] | None = None) -> bool:
+    """Whether a recipe asks for blocks, or memory has no room for its observation and result."""
+    if recipe.blocks is not None:
+        return True
+    if recipe.task not in TASKS or not isinstance(recipe.observation, Source):
+        return False
+    volume = open_volume(recipe.observation, arrays or {})
+    held = math.prod(volume.shape)
+    factor = getattr(recipe.physics.parameters, "factor", 1)
+    grown = math.prod(per_axis(factor, len(volume.space), "physics.factor"))
+    too_large = held * volume.dtype.itemsize > memory_limit()
+    return too_large or BYTES_HELD * held * grown > free_bytes()
+
+
 def discard(folder: Path) -> None:
     """Remove a job that nobody works on, its unfinished images too; a finished result stays."""
     found = Plan.load(folder)
@@ -347,13 +363,3 @@ def discard(folder: Path) -> None:
         for image in found.images(folder):
             shutil.rmtree(image.growing, ignore_errors=True)
     shutil.rmtree(folder / FOLDER)
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """A job as plain data, for people and programs."""
-    job = catalogue.info(folder)
-    return {
-        "folder": str(job.folder), "title": job.title, "created": job.created,
-        "state": job.state, "done": job.done, "failed": job.failed, "blocks": job.total,
-    }
-

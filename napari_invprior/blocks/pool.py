@@ -240,8 +240,9 @@ class Cluster(Pool):
 
     def _ended(self, running: dict[Any, int]) -> list[Any]:
         """Futures that ended within a moment."""
-        with suppress(TimeoutError, self._distributed.TimeoutError):
-            self._distributed.wait(list(running), timeout=TICK, return_when="FIRST_COMPLETED")
+        end = time.monotonic() + TICK
+        while not any(future.done() for future in running) and time.monotonic() < end:
+            time.sleep(TICK / 10)
         return [future for future in running if future.done()]
 
     def _was_lost(self, error: Exception | None) -> bool:
