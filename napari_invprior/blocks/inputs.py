@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.image import Image
 from napari_invprior.io.arrays import Range
-from napari_invprior.io.raw import Raw
+from napari_invprior.io.images import Arrays
 from napari_invprior.io.volume import Volume, open_volume
 from napari_invprior.jobs import Message
 from napari_invprior.recipes.model import Recipe
@@ -35,10 +34,10 @@ class Inputs:
 
     observation: Volume
     others: dict[str, Volume]
-    arrays: Mapping[str, Image]
+    arrays: Arrays
 
     @classmethod
-    def open(cls, recipe: Recipe, arrays: Mapping[str, Image | Raw]) -> Inputs:
+    def open(cls, recipe: Recipe, arrays: Arrays) -> Inputs:
         """Open what a recipe names.
 
         Raises
@@ -61,8 +60,7 @@ class Inputs:
                     f"{observation.space}; they must agree"
                 )
             others[field] = volume
-        small = {name: image for name, image in arrays.items() if isinstance(image, Image)}
-        return cls(observation, others, small)
+        return cls(observation, others, arrays)
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of every input, of samples all over it."""

@@ -22,10 +22,9 @@ from napari_invprior.blocks.pool import Pool, Threads, memory_per_worker
 from napari_invprior.blocks.task import STOP
 from napari_invprior.blocks.work import TASKS
 from napari_invprior.errors import Cancelled, InvalidInput, JobError
-from napari_invprior.image import Image
 from napari_invprior.io.bundles import save_prior
 from napari_invprior.io.files import check_free, check_output, memory_limit
-from napari_invprior.io.raw import Raw
+from napari_invprior.io.images import Arrays
 from napari_invprior.io.volume import open_volume
 from napari_invprior.jobs import (
     BlockState,
@@ -68,7 +67,7 @@ def start(
     recipe: Recipe | Mapping[str, Any] | str,
     folder: Path,
     *,
-    arrays: Mapping[str, Image | Raw] | None = None,
+    arrays: Arrays | None = None,
     prior: Prior | None = None,
     pool: MakePool = Threads,
     memory: int | None = None,
@@ -121,7 +120,7 @@ def resume(
 
 
 def _start(
-    recipe: Recipe, folder: Path, arrays: Mapping[str, Image | Raw], prior: Prior | None,
+    recipe: Recipe, folder: Path, arrays: Arrays, prior: Prior | None,
     pool: MakePool, memory: int | None, should_stop: ShouldStop,
 ) -> Job:
     begin = time.monotonic()
@@ -136,10 +135,9 @@ def _start(
         settlement = yield from forward(
             agree(recipe, inputs, device, prior=prior, should_stop=should_stop)
         )
-        small = {name: image for name, image in arrays.items() if isinstance(image, Image)}
         found = plan(recipe, settlement, inputs,
                      memory=memory_per_worker(free_bytes(), workers.workers, memory))
-        settled = kept(settlement.agreed.recipe, inputs, small, folder / FOLDER / "inputs")
+        settled = kept(settlement.agreed.recipe, inputs, arrays, folder / FOLDER / "inputs")
         found = found.model_copy(update={"recipe": settled.to_dict()})
         images = found.images(folder)
         check_free(folder, sum(image.bytes for image in images))
@@ -342,7 +340,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} s"
 
 
-def needs_blocks(recipe: Recipe, arrays: Mapping[str, Image | Raw] | None = None) -> bool:
+def needs_blocks(recipe: Recipe, arrays: Arrays | None = None) -> bool:
     """Whether a recipe asks for blocks, or memory has no room for its observation and result."""
     if recipe.blocks is not None:
         return True

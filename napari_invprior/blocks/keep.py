@@ -6,7 +6,6 @@ Files are named by their whole path. What is in memory only is written beside th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from napari_invprior.blocks.inputs import OBSERVATION, Inputs
-from napari_invprior.image import Image
 from napari_invprior.io.files import check_free, local_path, write_atomic
-from napari_invprior.io.images import load, load_list
+from napari_invprior.io.images import Arrays, load, load_list
 from napari_invprior.io.omezarr import CHUNK, multiscale
 from napari_invprior.io.omezarr_read import ATTRIBUTE, plain
 from napari_invprior.io.volume import Volume
@@ -26,7 +24,7 @@ from napari_invprior.recipes.model import Recipe
 from napari_invprior.sources import Source
 
 
-def kept(recipe: Recipe, inputs: Inputs, arrays: Mapping[str, Image], folder: Path) -> Recipe:
+def kept(recipe: Recipe, inputs: Inputs, arrays: Arrays, folder: Path) -> Recipe:
     """The recipe with inputs that are files, written into ``folder`` where they were not.
 
     Raises

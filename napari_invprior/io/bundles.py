@@ -252,8 +252,10 @@ def _from_backup(path: Path, error: Damaged) -> Bundle:
 
 def _refuse_pickles(path: Path) -> None:
     with path.open("rb") as file:
-        head = file.read(8)
-    if path.suffix.lower() in PICKLED or head[:1] == b"\x80" or head[:4] == b"PK\3\4":
+        head = file.read(9)
+    # a header of 128, 384, ... bytes begins like a pickle; it goes on with zeros and a brace
+    pickled = head[:1] == b"\x80" and head[4:] != b"\0\0\0\0{"
+    if path.suffix.lower() in PICKLED or pickled or head[:4] == b"PK\3\4":
         raise FileRefused(
             f"{path.name}: pickled files may run code and are never opened; fit the prior anew "
             "and save it as .safetensors"

@@ -26,12 +26,14 @@ from napari_invprior.sources import Source
 __all__ = ["load", "image_from_array"]
 
 KINDS = "PNG, TIFF, NPY, NPZ and OME-Zarr"
-NOTHING: Mapping[str, Image] = MappingProxyType({})
+Arrays = Mapping[str, Image | Raw]
+"""Arrays in memory, or not read yet, by the name that sources give them."""
+NOTHING: Arrays = MappingProxyType({})
 
 
 def load(
     source: Source,
-    arrays: Mapping[str, Image] = NOTHING,
+    arrays: Arrays = NOTHING,
     *,
     limit: int | None = None,
     folder: Path | None = None,
@@ -42,7 +44,7 @@ def load(
     ----------
     source : Source
         A file, a layer or a sample, with crop, channel, scale and value range.
-    arrays : mapping of str to Image
+    arrays : mapping of str to Image or Raw
         What ``{"layer": name}`` refers to.
     limit : int, optional
         Bytes that the array may take; a quarter of the free memory by default.
@@ -67,7 +69,10 @@ def load(
             raise InvalidInput(
                 f"no layer {source.layer!r}{nearest(source.layer, arrays)} (given: {known})"
             )
-        return part_of(arrays[source.layer], source)
+        given = arrays[source.layer]
+        if isinstance(given, Raw):
+            return image_from_raw(given, source, source.layer, limit)
+        return part_of(given, source)
     if source.sample is not None:
         from napari_invprior import samples
 
@@ -85,7 +90,7 @@ def load(
 
 
 def opened(
-    source: Source, arrays: Mapping[str, Image | Raw] = NOTHING, *, folder: Path | None = None
+    source: Source, arrays: Arrays = NOTHING, *, folder: Path | None = None
 ) -> tuple[Raw, str]:
     """What a source names, not read yet, and its name for messages.
 
@@ -102,8 +107,7 @@ def opened(
     if isinstance(found, Raw):
         return found, source.layer or ""
     whole = source.model_copy(update={"crop": None, "channel": None})
-    held = {name: image for name, image in arrays.items() if isinstance(image, Image)}
-    return raw_of(load(whole, held)), source.layer or source.sample or ""
+    return raw_of(load(whole, arrays)), source.layer or source.sample or ""
 
 
 def raw_of(image: Image) -> Raw:
@@ -119,7 +123,7 @@ def raw_of(image: Image) -> Raw:
                notes=image.facts.get("notes", ()))
 
 
-def load_list(source: Source, arrays: Mapping[str, Image]) -> np.ndarray:
+def load_list(source: Source, arrays: Arrays) -> np.ndarray:
     """The numbers of a source as a list: NPY, NPZ, text with one number per line, or a layer.
 
     Raises

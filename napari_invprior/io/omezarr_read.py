@@ -98,21 +98,40 @@ def attributes(path: str | Path, key: str | None = None) -> dict[str, Any]:
 
 def open_level(root: Path, key: str | None) -> Raw:
     """The finest level of one image, still on disk."""
+    return open_pyramid(root, key)[0]
+
+
+def images_in(root: Path) -> list[str | None]:
+    """Keys of the images of a store: None for one that is the store itself.
+
+    Raises
+    ------
+    FileRefused
+        If it is no store.
+    """
+    with refusing(root.name):
+        node = _root(root)
+        if isinstance(node, zarr.Array) or _is_image(node):
+            return [None]
+        return [*sorted(name for name, group in node.groups() if _is_image(group))]
+
+
+def open_pyramid(root: Path, key: str | None) -> tuple[Raw, list[zarr.Array]]:
+    """The finest level of one image, and all levels of it, still on disk."""
     node = _find(root, key)
     if isinstance(node, zarr.Array):
-        return Raw(_safe(node, root.name), notes=_missing_chunks(node, root.name))
+        whole = _safe(node, root.name)
+        return Raw(whole, notes=_missing_chunks(node, root.name)), [whole]
     every = _attributes(node)
     ome = every.get("ome", every)
     multiscale = ome["multiscales"][0]
     labels = "".join(_axis_letter(axis) for axis in multiscale.get("axes", "tczyx"))
     level = multiscale["datasets"][0]
-    inside(root, str(level["path"]), root.name)
-    array = node[str(level["path"])]
-    if not isinstance(array, zarr.Array) or array.ndim != len(labels):
-        raise FileRefused(f"{root.name}: level {level['path']!r} has not the axes {labels!r}")
+    levels = [_level(root, node, dataset, labels) for dataset in multiscale["datasets"]]
+    array = levels[0]
     own = every.get(ATTRIBUTE, {})
-    return Raw(
-        _safe(array, root.name),
+    raw = Raw(
+        array,
         labels=labels,
         units=_units(multiscale.get("axes", [])),
         geometry=stored_geometry(own.get("geometry")),
@@ -120,17 +139,24 @@ def open_level(root: Path, key: str | None) -> Raw:
         notes=_missing_chunks(array, root.name),
         **_transform(labels, [multiscale, level]),
     )
+    return raw, levels
+
+
+def _level(root: Path, node: zarr.Group, dataset: Any, labels: str) -> zarr.Array:
+    """One level, checked."""
+    path = str(dataset["path"])
+    inside(root, path, root.name)
+    array = node[path]
+    if not isinstance(array, zarr.Array) or array.ndim != len(labels):
+        raise FileRefused(f"{root.name}: level {path!r} has not the axes {labels!r}")
+    return _safe(array, root.name)
 
 
 def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
     """The array or the group with multiscales that is meant."""
-    if not root.is_dir():
-        raise FileRefused(f"{root.name}: no folder, so no OME-Zarr")
-    if not any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
-        raise FileRefused(f"{root.name}: a folder without zarr metadata, so no OME-Zarr")
     if key is not None:
         inside(root, key, root.name)
-    node = zarr.open(ConfinedStore(root, read_only=True), mode="r")
+    node = _root(root)
     if isinstance(node, zarr.Array):
         return node
     if key is None and _is_image(node):
@@ -148,6 +174,15 @@ def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
     if isinstance(found, zarr.Group) and not _is_image(found):
         raise FileRefused(f"{root.name}: the group {key!r} is no OME-Zarr image")
     return found
+
+
+def _root(root: Path) -> zarr.Group | zarr.Array:
+    """What a store holds; refused where it is none."""
+    if not root.is_dir():
+        raise FileRefused(f"{root.name}: no folder, so no OME-Zarr")
+    if not any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise FileRefused(f"{root.name}: a folder without zarr metadata, so no OME-Zarr")
+    return zarr.open(ConfinedStore(root, read_only=True), mode="r")
 
 
 def _is_image(group: zarr.Group) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image
 from napari_invprior.io.arrays import Axes, Range, checked, selection, valid_range, value_range_of
-from napari_invprior.io.images import NOTHING, opened
+from napari_invprior.io.images import NOTHING, Arrays, opened
 from napari_invprior.io.raw import Raw, axes_for, cropped, scaled
 from napari_invprior.sources import Source
 
@@ -160,7 +160,7 @@ class Volume:
         return digest.hexdigest()
 
 
-def open_volume(source: Source, arrays: Mapping[str, Image | Raw] = NOTHING) -> Volume:
+def open_volume(source: Source, arrays: Arrays = NOTHING) -> Volume:
     """Open what a source names without reading it.
 
     Raises
@@ -169,6 +169,12 @@ def open_volume(source: Source, arrays: Mapping[str, Image | Raw] = NOTHING) -> 
         As `images.load`, except that it may be of any size.
     """
     raw, name = opened(source, arrays)
+    return volume_of(raw, name, source)
+
+
+def volume_of(raw: Raw, name: str, source: Source | None = None) -> Volume:
+    """The part of ``raw`` that a source asks for; all of it without one."""
+    source = source or Source(layer=name)
     axes = axes_for(raw, source, name)
     crop, start, notes = selection(raw.array.shape, axes, source.crop, source.channel, name)
     geometry = raw.placement(axes) or Geometry.identity(len(axes.space))

@@ -12,7 +12,7 @@ import torch
 
 from napari_invprior import jobs
 from napari_invprior.errors import Cancelled, InvalidInput
-from napari_invprior.image import Image
+from napari_invprior.io.images import Arrays
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.unobserved import complete_operator
@@ -40,7 +40,7 @@ from napari_invprior.study.compare import Comparison, compare
 def run(
     recipe: Recipe | Mapping[str, Any] | str,
     *,
-    arrays: Mapping[str, Image] | None = None,
+    arrays: Arrays | None = None,
     prior: Prior | None = None,
     should_stop: ShouldStop = never,
     folder: Path | None = None,
@@ -87,7 +87,7 @@ def execute(
 
 
 def _run_cloud(
-    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet],
+    recipe: Recipe, arrays: Arrays, points: Mapping[str, PointSet],
     should_stop: ShouldStop,
 ) -> Job:
     start = time.monotonic()
@@ -97,7 +97,7 @@ def _run_cloud(
 
 
 def _run(
-    recipe: Recipe, arrays: Mapping[str, Image], prior: Prior | None, should_stop: ShouldStop,
+    recipe: Recipe, arrays: Arrays, prior: Prior | None, should_stop: ShouldStop,
     folder: Path | None,
 ) -> Job:
     start = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.image import Image
-from napari_invprior.io.images import load, load_list
+from napari_invprior.io.images import Arrays, load, load_list
 from napari_invprior.jobs import Message
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
@@ -34,8 +34,6 @@ from napari_invprior.recipes.scale import (
 from napari_invprior.reconstruct.case import Case
 from napari_invprior.reconstruct.tiles import require_room
 from napari_invprior.sources import Source
-
-Arrays = Mapping[str, Image]
 
 
 @dataclass
