@@ -91,14 +91,25 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class BlockState:
-    """What became of a block of a large volume: ``"running"``, ``"done"`` or ``"failed"``."""
+class Blocks:
+    """What became of blocks of a large volume: ``"running"``, ``"done"``, ``"failed"``.
 
-    index: int
+    ``"left"`` are those that wait to be computed.
+    """
+
+    indices: tuple[int, ...]
     state: str
 
 
-Event = Progress | Preview | Message | Sample | BlockState | Result
+@dataclass(frozen=True)
+class Planned:
+    """Where a large job lies, once its images can be looked at, with its `blocks.plan.Plan`."""
+
+    folder: Any
+    plan: Any
+
+
+Event = Progress | Preview | Message | Sample | Blocks | Planned | Result
 Job = Iterator[Event]
 
 

@@ -27,9 +27,10 @@ from napari_invprior.io.files import check_free, check_output, memory_limit
 from napari_invprior.io.images import Arrays
 from napari_invprior.io.volume import open_volume
 from napari_invprior.jobs import (
-    BlockState,
+    Blocks,
     Job,
     Message,
+    Planned,
     Result,
     ShouldStop,
     Stage,
@@ -207,8 +208,8 @@ def _work(
     left = _left(found, images, journal)
     if len(left) < total:
         yield Message(f"{total - len(left)} of {total} blocks are done already")
-    for index in sorted(set(range(total)) - set(left)):
-        yield BlockState(index, "done")
+    yield Planned(folder, found)
+    yield Blocks(tuple(sorted(set(range(total)) - set(left))), "done")
     yield from _compute(folder, found, workers, lock, should_stop, left)
     failed = journal.failed()
     if failed:
@@ -268,14 +269,15 @@ def _compute(
                     yield stage.progress(ended, done=total - len(left) + ended)
                 continue
             if not happened.ended:
-                yield BlockState(happened.index, "running")
+                yield Blocks((happened.index,), "running")
                 continue
             if isinstance(happened.error, DiskFull):
                 raise happened.error
             if isinstance(happened.error, Cancelled):
+                yield Blocks((happened.index,), "left")
                 continue
             ended += 1
-            yield BlockState(happened.index, "failed" if happened.error else "done")
+            yield Blocks((happened.index,), "failed" if happened.error else "done")
             if happened.error is not None:
                 yield Message(str(happened.error), "warning")
             yield stage.progress(ended, done=total - len(left) + ended)
