@@ -1,9 +1,13 @@
-"""Which jobs there are: a list of folders that outlives the program, and how far each is."""
+"""Which jobs there are: a list of folders that outlives the program, and how far each is.
+
+Plans are looked at without what it takes to run them, so that a list of jobs is there at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +15,13 @@ from typing import Any, Literal
 
 from platformdirs import user_data_path
 
+from napari_invprior.blocks.folder import FOLDER, METRICS, PLAN
 from napari_invprior.blocks.journal import Journal
 from napari_invprior.blocks.lock import seems_held
-from napari_invprior.blocks.plan import FOLDER, Plan
-from napari_invprior.errors import InvPriorError
 from napari_invprior.io.files import write_atomic
+
+LARGEST = 64 << 20
+"""Bytes of a plan that is still looked at."""
 
 State = Literal["running", "finished", "unfinished", "unreadable"]
 
@@ -75,20 +81,24 @@ def known(catalogue: Path | None = None) -> Iterator[JobInfo]:
 def info(folder: Path) -> JobInfo:
     """How far a job is."""
     try:
-        plan = Plan.load(folder)
-    except InvPriorError:
+        path = folder / FOLDER / PLAN
+        if path.stat().st_size > LARGEST:
+            raise ValueError("too large")
+        plan = json.loads(path.read_bytes())
+        counts = [-(-int(n) // int(c)) for n, c in zip(plan["data"], plan["core"], strict=True)]
+        total = int(plan["frames"]) * math.prod(counts)
+        title = str(plan["asked"].get("title") or plan["asked"]["task"])
+        created = str(plan["created"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return JobInfo(folder, "", "", "unreadable", 0, 0, 0)
     journal = Journal(folder / FOLDER)
     done, failed = journal.count(), len(journal.failed())
     state: State = "unfinished"
     if seems_held(folder / FOLDER):
         state = "running"
-    elif (folder / "metrics.json").is_file() and done == plan.grid.count:
+    elif (folder / METRICS).is_file() and done == total:
         state = "finished"
-    return JobInfo(
-        folder, plan.parsed.title or plan.parsed.task, plan.created, state, done, failed,
-        plan.grid.count,
-    )
+    return JobInfo(folder, title, created, state, done, failed, total)
 
 
 def _place(catalogue: Path | None) -> Path:

@@ -12,14 +12,14 @@ from typing import Any
 
 from napari_invprior.blocks import catalogue
 from napari_invprior.blocks.agree import agree
+from napari_invprior.blocks.folder import FOLDER, INPUTS, PLAN, PRIOR, RESULT, STOP
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.journal import Entry, Journal
 from napari_invprior.blocks.keep import kept
 from napari_invprior.blocks.lock import JobLock
 from napari_invprior.blocks.output import BlockedImage, DiskFull
-from napari_invprior.blocks.plan import FOLDER, PRIOR, Plan, plan, summary
+from napari_invprior.blocks.plan import Plan, plan, summary
 from napari_invprior.blocks.pool import Pool, Threads, memory_per_worker
-from napari_invprior.blocks.task import STOP
 from napari_invprior.blocks.work import TASKS
 from napari_invprior.errors import Cancelled, InvalidInput, JobError
 from napari_invprior.io.bundles import save_prior
@@ -137,8 +137,9 @@ def _start(
             agree(recipe, inputs, device, prior=prior, should_stop=should_stop)
         )
         found = plan(recipe, settlement, inputs,
-                     memory=memory_per_worker(free_bytes(), workers.workers, memory))
-        settled = kept(settlement.agreed.recipe, inputs, arrays, folder / FOLDER / "inputs")
+                     memory=memory_per_worker(free_bytes(), workers.workers, memory),
+                     threads=workers.threads)
+        settled = kept(settlement.agreed.recipe, inputs, arrays, folder / FOLDER / INPUTS)
         found = found.model_copy(update={"recipe": settled.to_dict()})
         images = found.images(folder)
         check_free(folder, sum(image.bytes for image in images))
@@ -180,13 +181,13 @@ def _require_free_place(recipe: Recipe, folder: Path) -> None:
     """Refuse a folder that holds a job, a result or the input."""
     source = recipe.observation
     given = [Path(source.path)] if isinstance(source, Source) and source.path else []
-    check_output(folder / "result.ome.zarr", given)
-    if (folder / FOLDER / "plan.json").exists():
+    check_output(folder / RESULT, given)
+    if (folder / FOLDER / PLAN).exists():
         raise InvalidInput(
             f"{folder} holds a job already; go on with it ('invprior resume {folder}'), or choose "
             "another folder"
         )
-    if any((folder / "result.ome.zarr").glob("*")):
+    if any((folder / RESULT).glob("*")):
         raise InvalidInput(f"{folder} holds a result already; choose another folder")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from napari_invprior.blocks.folder import DONE, FAILED
 from napari_invprior.io.files import write_atomic
 from napari_invprior.io.omezarr_read import plain
 from napari_invprior.parameters import Parameters, parameter
@@ -54,7 +55,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._done, self._failed = folder / "done", folder / "failed"
+        self._done, self._failed = folder / DONE, folder / FAILED
 
     def record(self, entry: Entry) -> None:
         """Note that a block is done, or failed where the entry has an error."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from napari_invprior.blocks.folder import LOCK
 from napari_invprior.errors import JobError
 
 BEAT = 2.0
@@ -61,7 +62,7 @@ class JobLock:
     """
 
     def __init__(self, folder: Path, beat: float = BEAT, dead: float = DEAD) -> None:
-        self._path, self._beat, self._dead = folder / "lock.json", beat, dead
+        self._path, self._beat, self._dead = folder / LOCK, beat, dead
         self.token = uuid.uuid4().hex
         self._count = 0
         self._stop = threading.Event()
@@ -144,12 +145,12 @@ class JobLock:
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who holds the lock of ``DIR/job``: token, host and process; None for nobody."""
-    return _read(folder / "lock.json")
+    return _read(folder / LOCK)
 
 
 def seems_held(folder: Path) -> bool:
     """Whether somebody works on ``DIR/job``, told at once; another machine's clock is trusted."""
-    path, found = folder / "lock.json", holder(folder)
+    path, found = folder / LOCK, holder(folder)
     if found is None:
         return False
     if found.get("host") == platform.node():

@@ -124,6 +124,8 @@ class BlockedImage:
                 str(level), shape=(*leading, *self._shape(level)), dtype=self.output.dtype,
                 chunks=(*(1 for _ in leading), *self._chunks(level)),
                 shards=(*(1 for _ in leading), *shards), compressors=ZstdCodec(level=3),
+                # viewers draw what is not there yet as nothing, not as black
+                fill_value=np.nan if np.dtype(self.output.dtype).kind == "f" else 0,
             )
         self._describe(store, geometry, attributes, value_range, self.own_levels, complete=False)
         self._levels = []
@@ -196,8 +198,12 @@ class BlockedImage:
                 if level:
                     values = halved(values, self._ndim, self.output.kind == "labels")
                 places = self._places(block, level)
+                shards = list(self._shards(array, level, frame, places))
+                for name in shards:
+                    # zarr would read a shard at the border to change it, and one may be damaged
+                    (self.growing / name).unlink(missing_ok=True)
                 array[(*frame, *channels, *places)] = values
-                files += self._flushed(array, level, frame, places)
+                files += self._flushed(shards)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
@@ -208,13 +214,21 @@ class BlockedImage:
             raise
         return files
 
-    def _flushed(
-        self, array: Any, level: int, frame: tuple[int, ...], places: Sequence[slice]
-    ) -> Iterator[tuple[str, int]]:
-        """Names and sizes of the shards below some places, flushed to the disk.
+    def _flushed(self, shards: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Names and sizes of shards, flushed to the disk.
 
-        A shard that holds nothing but zeros has no file.
+        A shard of labels that holds nothing but zeros has no file.
         """
+        for name in shards:
+            path = self.growing / name
+            if path.exists():
+                sync(path)
+                yield name, path.stat().st_size
+
+    def _shards(
+        self, array: Any, level: int, frame: tuple[int, ...], places: Sequence[slice]
+    ) -> Iterator[str]:
+        """Names of the shards below some places of a level."""
         space = array.shards[-self._ndim :]
         ranges = [
             range(p.start // s, -(-p.stop // s)) for p, s in zip(places, space, strict=True)
@@ -222,11 +236,7 @@ class BlockedImage:
         channels = () if self.output.channels is None else range(self.output.channels)
         lead: list[Any] = [*([f] for f in frame), *([channels] if channels else [])]
         for corner in itertools.product(*lead, *ranges):
-            name = f"{level}/{array.metadata.encode_chunk_key(corner)}"
-            path = self.growing / name
-            if path.exists():
-                sync(path)
-                yield name, path.stat().st_size
+            yield f"{level}/{array.metadata.encode_chunk_key(corner)}"
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from napari_invprior.blocks.agree import Layout, Settlement
+from napari_invprior.blocks.folder import FOLDER, PLAN, RESULT
 from napari_invprior.blocks.grid import BlockGrid
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.output import BlockedImage, Output
@@ -28,7 +29,6 @@ from napari_invprior.recipes.layers import OutputLayer
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.reconstruct.tiles import BYTES_PER_SAMPLE
 
-FOLDER, FILE, PRIOR = "job", "plan.json", "prior.safetensors"
 UNIT = {2: 128, 3: 32}
 """Blocks have edges of multiples of this (image samples), so that the pyramid divides them."""
 LARGEST = {2: 2048, 3: 256}
@@ -61,6 +61,9 @@ class Plan(Parameters):
     felt: tuple[float, ...] = parameter((), "Largest difference at each distance from a cut.")
     facts: dict[str, Any] = Field(default_factory=dict)
     digests: dict[str, str] = Field(default_factory=dict)
+    threads: int = parameter(
+        1, "CPU threads per block: another number rounds otherwise.", ge=1, le=1024
+    )
     has_prior: bool = parameter(False, "Whether a prior lies beside the plan.")
 
     @property
@@ -85,7 +88,7 @@ class Plan(Parameters):
 
     def images(self, folder: Path) -> list[BlockedImage]:
         """The images that the blocks give together."""
-        root = folder / "result.ome.zarr"
+        root = folder / RESULT
         return [BlockedImage(root / output.name, output, self.grid) for output in self.outputs]
 
     @property
@@ -108,7 +111,7 @@ class Plan(Parameters):
     def save(self, folder: Path) -> None:
         """Write the plan into ``folder/job``."""
         text = json.dumps(plain(self.model_dump(mode="json")), indent=1)
-        write_atomic(folder / FOLDER / FILE, text.encode())
+        write_atomic(folder / FOLDER / PLAN, text.encode())
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -119,9 +122,9 @@ class Plan(Parameters):
         InvalidInput
             If there is none, or it is damaged.
         """
-        path = folder / FOLDER / FILE
+        path = folder / FOLDER / PLAN
         if not path.is_file():
-            raise InvalidInput(f"{folder} holds no job ({FOLDER}/{FILE}); give a folder of a job")
+            raise InvalidInput(f"{folder} holds no job ({FOLDER}/{PLAN}); give a folder of a job")
         with refusing(path):
             data = json.loads(read_bytes(path, LARGEST_FILE))
         return validate(cls, data, str(path))
@@ -200,7 +203,7 @@ def checked_halo(recipe: Recipe, needed: int) -> int:
 
 
 def plan(
-    asked: Recipe, settlement: Settlement, inputs: Inputs, *, memory: int
+    asked: Recipe, settlement: Settlement, inputs: Inputs, *, memory: int, threads: int
 ) -> Plan:
     """A plan from what was settled.
 
@@ -208,6 +211,8 @@ def plan(
     ----------
     memory : int
         Bytes that one worker may use.
+    threads : int
+        CPU threads of one worker.
     """
     agreed, layout = settlement.agreed, settlement.layout
     recipe, channels = agreed.recipe, inputs.observation.channels
@@ -226,7 +231,8 @@ def plan(
         "halo": tuple(-(-halo // f) for f in layout.factor), "period": settlement.period,
         "geometry": plain(asdict(layout.geometry)), "outputs": _outputs(settlement.layers,
                                                                        len(space)),
-        "level": settlement.reach.level, "digests": settlement.facts["digests"] | inputs.digest(),
+        "level": settlement.reach.level, "threads": threads,
+        "digests": settlement.facts["digests"] | inputs.digest(),
     }
     text = json.dumps(plain({k: _bare(v) for k, v in fields.items()}), sort_keys=True)
     return Plan(

@@ -44,9 +44,12 @@ class Pool(ABC):
     ----------
     workers : int
         Blocks that are computed at once.
+    threads : int
+        CPU threads that each of them should have.
     """
 
     workers: int
+    threads: int
 
     @abstractmethod
     def run(
@@ -84,7 +87,7 @@ class Threads(Pool):
 
     def __init__(self, workers: int = 1, threads: int = 0) -> None:
         self.workers = max(1, workers)
-        self._each = max(1, (threads or os.cpu_count() or 1) // self.workers)
+        self.threads = max(1, (threads or os.cpu_count() or 1) // self.workers)
 
     def run(
         self, folder: str, indices: Iterable[int], token: str, should_stop: ShouldStop
@@ -95,7 +98,7 @@ class Threads(Pool):
         def stop() -> bool:
             return stopped or should_stop()
 
-        work = partial(run_block, folder, token=token, threads=self._each, stop=stop)
+        work = partial(run_block, folder, token=token, stop=stop)
         executor = ThreadPoolExecutor(self.workers, "block")
         try:
             while True:
@@ -155,7 +158,7 @@ class Cluster(Pool):
                 "install 'napari-invprior[cluster]'"
             ) from None
         self._distributed: Any = distributed
-        self._threads, self._resources = threads, {"GPU": 1} if gpu else {}
+        self.threads, self._resources = threads, {"GPU": 1} if gpu else {}
         self._cluster: Any = None
         if address is None:
             self._cluster = self._local(workers)
@@ -234,7 +237,7 @@ class Cluster(Pool):
 
     def _submit(self, folder: str, index: int, token: str) -> Any:
         return self._client.submit(
-            run_block, folder, index, token, self._threads, pure=False,
+            run_block, folder, index, token, pure=False,
             resources=self._resources or None, key=f"block-{index}-{time.monotonic_ns()}",
         )
 

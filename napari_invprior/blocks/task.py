@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from napari_invprior import registry
+from napari_invprior.blocks.folder import FOLDER, PLAN, PRIOR, STOP
 from napari_invprior.blocks.grid import Block
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.journal import Entry, Journal
 from napari_invprior.blocks.lock import holder
 from napari_invprior.blocks.output import BlockedImage, DiskFull
-from napari_invprior.blocks.plan import FOLDER, PRIOR, Plan
+from napari_invprior.blocks.plan import Plan
 from napari_invprior.blocks.work import Agreed, Done, compute
 from napari_invprior.errors import Cancelled, InvPriorError, JobError, OutOfMemory
 from napari_invprior.io.bundles import load_prior
@@ -32,8 +33,6 @@ from napari_invprior.io.files import ATTEMPTS, PASSING, PAUSE
 from napari_invprior.jobs import Job, Result, ShouldStop, never, run
 from napari_invprior.recipes.device import choose_device
 
-STOP = "stop"
-"""File below ``job`` that asks all workers to stop."""
 LOOK_EVERY = 0.5
 HALVINGS = 4
 """So often a block is halved when memory runs out."""
@@ -83,16 +82,14 @@ def workplace(folder: Path) -> Workplace:
 
     It is opened again when its plan is another one.
     """
-    stamp = folder, (folder / FOLDER / "plan.json").stat().st_mtime_ns
+    stamp = folder, (folder / FOLDER / PLAN).stat().st_mtime_ns
     if getattr(_kept, "stamp", None) != stamp:
         _kept.place, _kept.stamp = Workplace.open(folder), stamp
     place: Workplace = _kept.place
     return place
 
 
-def run_block(
-    folder: str, index: int, token: str = "", threads: int = 0, stop: ShouldStop = never
-) -> int:
+def run_block(folder: str, index: int, token: str = "", stop: ShouldStop = never) -> int:
     """Compute a block of a job and return its number.
 
     Parameters
@@ -103,8 +100,6 @@ def run_block(
         Number of the block; one that is done is not computed again.
     token : str
         Of the client that asked; a block of a client that lost the job is given up.
-    threads : int
-        CPU threads to compute with; 0 leaves them as they are.
     stop
         Polled beside the file that asks all workers to stop.
 
@@ -117,9 +112,8 @@ def run_block(
     JobError
         If it failed; that is noted as well.
     """
-    if threads:
-        torch.set_num_threads(threads)
     here = workplace(Path(folder))
+    torch.set_num_threads(here.plan.threads)
     if here.journal.is_done(index):
         return index
     asked = _Asked(here.folder, token, stop)

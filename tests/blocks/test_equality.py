@@ -185,5 +185,5 @@ def test_a_halo_that_is_too_small_is_refused(pictures: Path, tmp_path: Path) -> 
 
 def test_a_circular_operator_is_refused(pictures: Path, tmp_path: Path) -> None:
     case = {"data": "low", "physics": SR | {"boundary": "circular"}, "solver": SPLIT}
-    with pytest.raises(InvalidInput, match="set physics.boundary to 'reflect'"):
+    with pytest.raises(InvalidInput, match=r"set physics\.boundary to 'reflect'"):
         jobs.run(start(recipe_of(case, pictures), tmp_path / "job"))

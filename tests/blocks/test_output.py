@@ -105,11 +105,22 @@ def test_it_is_read_as_any_result(tmp_path) -> None:
     assert not (tmp_path / "result.ome.zarr" / "image-incomplete").exists()
 
 
-def test_blocks_of_zeros_have_no_file_and_are_whole(tmp_path) -> None:
-    array = np.zeros((64, 64, 64), np.float32)
-    array[:32] = 1
-    image = filled(tmp_path, array, (32, 32, 32))
-    np.testing.assert_array_equal(image.levels[0][...], array)
+def test_blocks_of_zeros_are_whole(tmp_path) -> None:
+    for folder, kind in ((tmp_path / "image", np.float32), (tmp_path / "labels", np.int32)):
+        array = np.zeros((64, 64, 64), kind)
+        array[:32] = 1
+        image = filled(folder, array, (32, 32, 32), labels=kind is np.int32)
+        np.testing.assert_array_equal(image.levels[0][...], array)
+
+
+def test_what_is_not_there_yet_is_nothing(tmp_path) -> None:
+    grid = BlockGrid(1, (64,) * 3, (64,) * 3, (1,) * 3, (32,) * 3, (0,) * 3, 1, (True,) * 3)
+    image = BlockedImage(tmp_path / "result.ome.zarr" / "image", Output(name="image"), grid)
+    image.create(Geometry.identity(3), {}, (0.0, 1.0))
+    image.write(grid.block(0), np.zeros((32,) * 3, np.float32))
+    found = image.levels[0][...]
+    assert (found[:32, :32, :32] == 0).all()
+    assert np.isnan(found).sum() == found.size - 32**3
 
 
 def test_a_full_disk_names_what_is_needed(tmp_path, monkeypatch) -> None:

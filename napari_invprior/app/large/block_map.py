@@ -32,14 +32,14 @@ class BlockMap(QWidget):
             "Blocks of the volume: grey ones wait, yellow ones run, green ones are done, red ones "
             "failed. A click shows the place."
         )
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.MinimumExpanding)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMouseTracking(True)
         self._counts: tuple[int, ...] = ()
         self.states: list[str] = []
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Room for some layers."""
-        return QSize(360, 110)
+        return QSize(360, 120)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """What is always taken, so that nothing jumps when a job begins."""

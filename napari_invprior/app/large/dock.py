@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from napari_invprior.jobs import Blocks, Planned, Progress
 from napari_invprior.parameters import validate
 from napari_invprior.recipes.blocking import BlockParameters
 
+LIST_EVERY = 3.0
+"""Seconds between two looks at all jobs while one runs."""
+
 STAGES = {"train": "training", "weight": "choosing the weight", "blocks": "blocks",
           "reconstruct": "measuring how far a border is felt"}
 
@@ -44,6 +48,8 @@ class LargeVolumes(BenchDock):
         self.setObjectName("Inverse priors large volumes")
         self.run = LargeRun(self.viewer, self)
         self._planned: Planned | None = None
+        self._listed = 0.0
+        self._said_missing = ""
         self._messages: list[str] = []
         self._lay_out()
         self._connect()
@@ -111,8 +117,8 @@ class LargeVolumes(BenchDock):
         outer.addLayout(row(self.start, self.cancel, 1))
         outer.addWidget(self.bar)
         outer.addWidget(self.about)
-        outer.addWidget(self.map, 2)
-        outer.addWidget(self.list, 3)
+        outer.addWidget(self.map)
+        outer.addWidget(self.list, 1)
         outer.addLayout(row(self.resume, self.open, 1, self.forget))
         outer.addWidget(self.message)
         self.setMinimumWidth(WIDTH)
@@ -159,8 +165,6 @@ class LargeVolumes(BenchDock):
         elif idle and self.about.text() == self._said_missing:
             self.about.say("Ready: press Run.")
         self._said_missing = missing
-
-    _said_missing = ""
 
     def _missing(self) -> str:
         """What has to be done before a job can begin; empty for nothing."""
@@ -242,6 +246,7 @@ class LargeVolumes(BenchDock):
         self._show_jobs()
 
     def _show_jobs(self) -> None:
+        self._listed = time.monotonic()
         self.list.show_jobs(list(catalogue.known()))
 
     # ---- a running job
@@ -266,6 +271,8 @@ class LargeVolumes(BenchDock):
             doing = f"{self.map.count('done')} of {total} blocks"
             doing += f", {failed} failed" if failed else ""
         self.about.say(f"{doing} · {clock(event)}")
+        if time.monotonic() - self._listed > LIST_EVERY:
+            self._show_jobs()
 
     def _on_block(self, index: int) -> None:
         if self._planned is not None:

@@ -131,16 +131,31 @@ class LargeRun(DockRun):
         for image in reversed(event.plan.images(event.folder)):
             output = image.output
             levels = image.levels
+            earlier = self._earlier(event.plan.id, output.name)
+            if earlier is not None:
+                _exchange(earlier, levels)
+                self.layers[output.name] = earlier
+                continue
             layer = result_layer(
                 levels if len(levels) > 1 else levels[0], event.plan.placement, self._source,
                 name=free_name(self.viewer, output.name), kind=output.kind, unit=output.unit,
-                metadata={META: dict(event.plan.attributes)}, limits=event.plan.scale,
+                metadata={META: event.plan.attributes | {"output": output.name}},
+                limits=event.plan.scale,
             )
             if output.role == MAP:
                 layer.metadata[META]["role"] = MAP
                 layer.visible = False
             add_quietly(self.viewer, layer)
             self.layers[output.name] = layer
+
+    def _earlier(self, job: str, name: str) -> Layer | None:
+        """The layer that an earlier run of the same job has made of an image."""
+        for layer in self.viewer.layers:
+            facts = layer.metadata.get(META)
+            known = facts if isinstance(facts, dict) else {}
+            if known.get("output") == name and known.get("blocks", {}).get("job") == job:
+                return layer
+        return None
 
     def _refresh(self) -> None:
         """Read again what is on show."""

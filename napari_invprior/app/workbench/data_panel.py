@@ -32,6 +32,8 @@ from napari_invprior.app.workbench.operator_row import OperatorRow
 from napari_invprior.app.workbench.part_row import PartRow
 from napari_invprior.app.workbench.regions import space_shape
 from napari_invprior.errors import InvalidInput
+from napari_invprior.io.files import memory_limit
+from napari_invprior.memory import free_bytes
 
 QUICK = 4_000_000
 """Samples of an observation whose noise is estimated while the user looks on."""
@@ -235,6 +237,19 @@ class DataPanel(Section):
         """Space shape of the part of the layer that is used."""
         crop = self.crop()
         return space_shape(layer, self.ndim) if crop is None else tuple(b - a for a, b in crop)
+
+    def is_too_large(self) -> bool:
+        """Whether memory has no room for data and result at once."""
+        from napari_invprior.reconstruct.tiles import BYTES_HELD
+
+        layer = self.layer
+        if layer is None:
+            return False
+        space, data = self.used_shape(layer), finest(layer)
+        others = math.prod(data.shape) // math.prod(space_shape(layer, self.ndim))
+        held = others * math.prod(space) * np.dtype(data.dtype).itemsize
+        made = others * math.prod(self._grid(layer) or space)
+        return held > memory_limit() or BYTES_HELD * made > free_bytes()
 
     def _grid(self, layer: Layer) -> tuple[int, ...] | None:
         """Shape of the result; None where only a run can tell."""
