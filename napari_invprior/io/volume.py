@@ -110,8 +110,7 @@ class Volume:
         for axis, part in zip(self.axes.space, window, strict=True):
             start = self._start(axis)
             index[axis] = slice(start + part.start, start + part.stop)
-        # A copy, not a map: the file may be cut short while the job runs.
-        found = checked(np.array(self.array[tuple(index)]), self.name)
+        found = checked(np.asarray(self.array[tuple(index)]), self.name)
         left = [axis for axis in range(len(index)) if axis not in self.axes.frames]
         order = [left.index(axis) for axis in self.axes.space]
         if self.axes.channel is None:
