@@ -194,9 +194,10 @@ class LargeRun(DockRun):
         world = np.asarray(layer.data_to_world(place))
         self.viewer.dims.set_point(range(self.viewer.dims.ndim)[-len(world) :], list(world))
         shown = [axis - self.viewer.dims.ndim + len(world) for axis in self.viewer.dims.displayed]
-        centre = list(self.viewer.camera.center)
+        camera = self.viewer.scene.camera
+        centre = list(camera.center)
         centre[-len(shown) :] = [world[axis] for axis in shown]
-        self.viewer.camera.center = tuple(centre)
+        camera.center = tuple(centre)
 
 
 def _exchange(layer: Layer, levels: list[Any]) -> None:

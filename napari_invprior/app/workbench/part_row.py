@@ -119,17 +119,28 @@ def in_view(viewer: ViewerModel, layer: Layer, ndim: int) -> list[Interval]:
     if viewer.dims.ndisplay == 3:
         return [(0, n) for n in space]
     displayed = [axis - viewer.dims.ndim + layer.ndim for axis in viewer.dims.displayed]
-    # napari keeps the corners of the canvas in samples of the level that it draws
-    level = layer.downsample_factors[layer.data_level] if layer.multiscale else 1
-    corners = np.asarray(layer.corner_pixels) * level
+    corners = _corners(viewer, layer)
     here = np.asarray(layer.world_to_data(viewer.dims.point[-layer.ndim :]))
     found = []
     for axis, n in enumerate(space, layer.ndim - ndim):
         if axis in displayed:
-            a, b = int(corners[0, axis]), int(np.ceil(corners[1, axis])) + 1
+            a, b = int(np.floor(corners[0, axis])), int(np.ceil(corners[1, axis])) + 1
         else:
             middle = round(float(here[axis]))
             a, b = middle - SLICES, middle + SLICES
         a = max(0, min(a, n - 1))
         found.append((a, max(min(b, n), a + 1)))
     return found
+
+
+def _corners(viewer: ViewerModel, layer: Layer) -> np.ndarray:
+    """Smallest and largest positions of the canvas on the samples of a layer, (2, axes)."""
+    shown, camera = list(viewer.dims.displayed), viewer.scene.camera
+    middle = np.asarray(camera.center, float)[-len(shown) :]
+    half = np.asarray(viewer.canvas.size, float) / camera.zoom / 2
+    found = []
+    for sign in (-1, 1):
+        world = np.asarray(viewer.dims.point, float)
+        world[shown] = middle + sign * half
+        found.append(layer.world_to_data(world[-layer.ndim :]))
+    return np.sort(np.asarray(found, float), axis=0)
