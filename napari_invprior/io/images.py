@@ -136,7 +136,7 @@ def _open(path: Path, source: Source, limit: int | None) -> Raw:
     from napari_invprior.io import formats, omezarr_read, tiff
 
     if path.is_dir():
-        return omezarr_read.open_level(path, source.key)
+        return omezarr_read.open_level(path, source.key, limit)
     with path.open("rb") as file:
         head = file.read(8)
     readers: dict[bytes, Callable[[], Raw]] = {
