@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from napari_invprior import registry
 from napari_invprior.errors import InvalidInput, nearest
+from napari_invprior.io.files import reason_of
 from napari_invprior.parameters import Parameters, parameter, validate
 from napari_invprior.recipes.requirements import CLOUD_TASKS, lacking
 from napari_invprior.sources import AtomSource, Box, Interval, PointSource, Source
@@ -314,8 +315,8 @@ class Recipe(SourceWindow):
         if isinstance(data, str):
             try:
                 data = json.loads(data)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InvalidInput(f"the recipe is not JSON: {error}") from None
+            except (ValueError, RecursionError) as error:  # whole numbers of 5000 digits, too
+                raise InvalidInput(f"the recipe is not JSON: {reason_of(error)}") from None
         if not isinstance(data, Mapping):
             raise InvalidInput(f"a recipe is a JSON object, not {type(data).__name__}")
         return validate(cls, data, "recipe")
