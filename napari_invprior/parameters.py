@@ -113,9 +113,12 @@ def validate(model: type[M], data: Mapping[str, Any] | M, where: str = "") -> M:
 def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     """One line for a pydantic error: the first faults, the value given and what is allowed."""
     faults = _nearest_kinds(error.errors(include_url=False))
-    lines = list(dict.fromkeys(_line(model, fault, where) for fault in faults))
-    more = [f"and {len(lines) - MOST_FAULTS} more"] if len(lines) > MOST_FAULTS else []
-    return "; ".join(lines[:MOST_FAULTS] + more)
+    lines: dict[str, None] = {}
+    for number, fault in enumerate(faults):
+        if len(lines) == MOST_FAULTS:  # there may be a hundred thousand
+            return "; ".join([*lines, f"and {len(faults) - number} more"])
+        lines[_line(model, fault, where)] = None
+    return "; ".join(lines)
 
 
 def _line(model: type[BaseModel], fault: Any, where: str) -> str:

@@ -43,6 +43,7 @@ FORMAT = 1
 KEY = "napari_invprior"
 MAX_HEADER = 16 << 20
 MAX_CHANNELS = 4096
+MAX_ARRAYS = 20_000
 NEEDED = ("format", "method", "parameters", "ndim", "channels", "sha256")
 
 
@@ -192,6 +193,11 @@ def _read(path: Path, limit: int | None = None) -> Bundle:
     within_limit(path.name, path.stat().st_size, limit)
     with _damage(path), retrying(lambda: safe_open(path, framework="pt")) as file:
         header = _header(file.metadata(), path.name)
+        if len(file.keys()) > MAX_ARRAYS:
+            raise FileRefused(
+                f"{path.name}: holds {len(file.keys())} arrays; a saved prior has no more than "
+                f"{MAX_ARRAYS}"
+            )
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _finite(state, path.name)
         if checksum(state) != header["sha256"]:
@@ -281,6 +287,9 @@ def _from_backup(path: Path, error: Damaged, limit: int | None) -> Bundle:
 def _refuse_pickles(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] == b"{" and length > MAX_HEADER:
+        raise FileRefused(f"{path.name}: a table of {length} bytes; {MAX_HEADER} are possible")
     # The length that safetensors begin with may start with a pickle's byte; its table follows.
     pickled = head[:1] == b"\x80" and head[8:] != b"{"
     if path.suffix.lower() in PICKLED or pickled or head[:4] == b"PK\3\4":

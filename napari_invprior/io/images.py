@@ -19,7 +19,14 @@ import numpy as np
 from napari_invprior.errors import FileRefused, InvalidInput, nearest
 from napari_invprior.image import Image
 from napari_invprior.io.arrays import Axes, image_from_array, selection, valid_range
-from napari_invprior.io.files import PICKLED, existing, local_path, refusing, retrying
+from napari_invprior.io.files import (
+    PICKLED,
+    existing,
+    local_path,
+    refusing,
+    retrying,
+    within_limit,
+)
 from napari_invprior.io.raw import Raw, cropped, image_from_raw, scaled
 from napari_invprior.sources import Source
 
@@ -100,6 +107,7 @@ def load_list(source: Source, arrays: Mapping[str, Image]) -> np.ndarray:
         name = path.name
         with refusing(name):
             if path.suffix.lower() in (".txt", ".csv"):
+                within_limit(name, 8 * path.stat().st_size, None)
                 values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
             else:
                 values = np.array(_open(path, source, None).array)

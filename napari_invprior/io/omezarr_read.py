@@ -192,19 +192,28 @@ def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
         return node
     if key is None and _is_image(node):
         return node
-    known = sorted(name for name, _ in node.groups()) + sorted(name for name, _ in node.arrays())
+    known = _members(root)
     if key is None and len(known) == 1:
         key = known[0]
     if key is None:
         raise InvalidInput(f"{root.name}: give 'key', one of {', '.join(known[:20]) or 'none'}")
     if key not in node:
         raise InvalidInput(
-            f"{root.name}: holds no {key!r}{nearest(key, known)} (known: {', '.join(known[:20])})"
+            f"{root.name}: holds no {key!r:.80}{nearest(key, known[:1000])} "
+            f"(known: {', '.join(known[:20])})"
         )
     found = node[key]
     if isinstance(found, zarr.Group) and not _is_image(found):
         raise FileRefused(f"{root.name}: the group {key!r} is no OME-Zarr image")
     return found
+
+
+def _members(root: Path) -> list[str]:
+    """Groups and arrays right below the root, without opening them: there may be very many."""
+    return sorted(
+        entry.name for entry in root.iterdir()
+        if any((entry / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+    )  # fmt: skip
 
 
 def _is_image(group: zarr.Group) -> bool:

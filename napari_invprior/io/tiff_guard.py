@@ -24,6 +24,9 @@ from napari_invprior.io.files import memory_limit, readable
 
 MAX_DIRECTORIES = 100_000
 MAX_TAGS = 4096
+MAX_KINDS = 1000
+"""Images of another size or type in one file; finding pyramids among them takes their square."""
+
 MAX_PLANES = 1_000_000
 """Planes that OME metadata may name, in all and per entry."""
 
@@ -31,7 +34,10 @@ MAX_XML = 32 << 20
 MAX_DEPTH = 100
 """Bytes of an OME description, and elements inside one another."""
 
-SUB_DIRECTORIES = 330
+SUB_DIRECTORIES, DESCRIPTION = 330, 270
+KIND = {256, 257, 258, 259, 262, 266, 277, 278, 284, 317, 322, 323, 338, 339, 32997, 32998}
+"""Tags whose values tell one kind of image from another."""
+
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SIZES |= {16: 8, 17: 8, 18: 8}
 """Bytes per value of each TIFF type."""
@@ -53,7 +59,8 @@ def walk(path: Path) -> int:
     Raises
     ------
     FileRefused
-        If the chain loops, leaves the file, is endless, or values are longer than the file.
+        If the chain loops, leaves the file, is endless, or values are longer than the file; if
+        there are more kinds of images than can be sorted.
     """
     with path.open("rb") as file:
         return _Directories(file, path).count()
@@ -73,6 +80,8 @@ class _Directories:
         self.wide = struct.calcsize(self.link)
         self.seen: set[int] = set()
         self.values = 0
+        self.kinds: set[bytes] = set()
+        self.described = 0
 
     def count(self) -> int:
         start = 8 if self.big else 4
@@ -85,6 +94,13 @@ class _Directories:
         for inner in below:
             if inner:
                 self._directory(inner, [])
+        # Where the first directory says so, each one with a description begins a new image.
+        many = max(len(self.kinds), self.described)
+        if many > MAX_KINDS:
+            raise FileRefused(
+                f"{self.name}: {many} images of different kinds; at most {MAX_KINDS} are sorted: "
+                "save the one that you need"
+            )
         return len(self.seen)
 
     def _directory(self, offset: int, below: list[int]) -> int:
@@ -99,6 +115,7 @@ class _Directories:
             raise FileRefused(f"{self.name}: a directory of {tags} entries; at most {MAX_TAGS}")
         step = struct.calcsize(self.form) + self.wide
         table = self._read(self.file.tell(), tags * step + self.wide)
+        kind_of_image = []
         for place in range(0, tags * step, step):
             tag, kind, number = struct.unpack_from(self.form, table, place)
             length = number * SIZES.get(kind, 1)
@@ -109,18 +126,28 @@ class _Directories:
                     f"{self.name}: an entry is longer than the file, or all together than twice "
                     "the file; it is damaged: save it anew"
                 )
+            if tag in KIND and number <= 8:
+                start = place + step - self.wide
+                kind_of_image.append(table[place : place + step - self.wide])
+                kind_of_image.append(self._value(table, start, length))
+            if tag == DESCRIPTION and (self.described or len(self.seen) == 1):
+                text = self._value(table, place + step - self.wide, min(length, 12))
+                self.described += self.described > 0 or text.startswith((b'{"shape', b"shape=("))
             if tag == SUB_DIRECTORIES and kind in (4, 13, 16, 18):
                 below += self._offsets(table, place + step - self.wide, kind, number)
+        self.kinds.add(b"".join(kind_of_image))
         return int(struct.unpack_from(self.link, table, tags * step)[0])
 
     def _offsets(self, table: bytes, place: int, kind: int, number: int) -> list[int]:
-        """Values of an entry: in the table where they fit, else where it points to."""
-        length = number * SIZES[kind]
-        if length <= self.wide:
-            data = table[place : place + length]
-        else:
-            data = self._read(struct.unpack_from(self.link, table, place)[0], length)
+        """Values of an entry that are places in the file."""
+        data = self._value(table, place, number * SIZES[kind])
         return list(struct.unpack(f"{self.order}{number}{'I' if SIZES[kind] == 4 else 'Q'}", data))
+
+    def _value(self, table: bytes, place: int, length: int) -> bytes:
+        """Bytes of an entry's values: in the table where they fit, else where it points to."""
+        if length <= self.wide:
+            return table[place : place + length]
+        return self._read(struct.unpack_from(self.link, table, place)[0], length)
 
     def _read(self, offset: int, length: int) -> bytes:
         if offset + length > self.size:

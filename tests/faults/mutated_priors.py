@@ -225,7 +225,7 @@ def _tensor(saved: Saved, rng: random.Random) -> str:
         "scalar": lambda: {name: flat[0].clone() if len(flat) else tensor},
         "cut": lambda: {name: tensor[: len(tensor) // 2].clone() if many else tensor},
         "long": lambda: {name: torch.cat([tensor, tensor]) if many else tensor},
-        "many": lambda: {name: tensor, **{f"{name}{i}": torch.zeros(1) for i in range(2000)}},
+        "many": lambda: {name: tensor, **{f"{name}{i}": flat[:1].clone() for i in range(2000)}},
         "other": lambda: {name: next(iter(saved.state.values()), tensor).clone()},
     }
     action = rng.choice([*actions, "shape"])
@@ -285,10 +285,14 @@ def _container(saved: Saved, data: bytes, rng: random.Random) -> tuple[bytes, st
     """The table of the container: types, shapes and offsets that lie, overlap or leave holes."""
     table, body = _split(data)
     names = [name for name in table if name != "__metadata__"]
-    action = rng.choice(("json", "entry", "entry", "entry", "metadata", "overlap", "hole", "huge"))
+    action = rng.choice(("json", "entry", "entry", "entry", "metadata", "overlap", "hole", "huge",
+                         "arrays"))  # fmt: skip
     done = action
     if action == "json":
         done = mutate_json(table, rng)
+    elif action == "arrays":
+        one = {"dtype": "U8", "shape": [1, 0], "data_offsets": [len(body)] * 2}
+        table |= {str(number): one for number in range(rng.choice((3000, 150_000)))}
     elif action == "metadata":
         table["__metadata__"] = rng.choice((hostile(rng), {KEY: hostile(rng)},
                                             {KEY: rng.choice(TEXTS)},

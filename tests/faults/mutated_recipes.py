@@ -18,7 +18,7 @@ from napari_invprior.points import PointSet
 from napari_invprior.recipes.check import check_recipe
 from napari_invprior.recipes.examples import examples, load_example
 from napari_invprior.recipes.model import Recipe
-from tests.faults.mutations import Case, emptied, hostile, mutate_bytes, mutate_json, text_of
+from tests.faults.mutations import Case, Token, emptied, hostile, mutate_bytes, mutate_json, text_of
 
 LAYER = {"layer": "low"}
 METHODS = ("physics", "noise", "prior", "solver", "sampler", "flow")
@@ -139,7 +139,9 @@ def _source(data: Any, rng: random.Random, files: Path) -> str:
             [[1, 2, 3]] * 3,
             [[0, 4], [0, 4], [0, 4]],
         ))  # fmt: skip
-    if part == "references":
+    if rng.random() < 0.05:
+        data[part] = Token("[" + ",".join(["0"] * rng.choice((9000, 200_000))) + "]")
+    elif part == "references":
         data[part] = [source] * rng.choice((1, 1, 2, 300))
     else:
         data[part] = source if rng.random() < 0.8 else {"simulate_from": source}

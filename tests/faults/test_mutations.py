@@ -14,7 +14,7 @@ import pytest
 
 from napari_invprior.io.images import load
 from napari_invprior.sources import Source
-from tests.faults import defects, intact_zarr, mutated_tiff, mutated_zarr
+from tests.faults import defects, intact_tiff, intact_zarr, mutated_tiff, mutated_zarr
 from tests.faults.mutations import KINDS, Tree, emptied, files_below, generator, write_tree
 from tests.faults.runner import HANG, LIMIT, MIB, Verdict, run_cases
 
@@ -84,7 +84,7 @@ def test_intact_stores_are_read(tmp_path: Path) -> None:
 
 
 def test_intact_tiffs_are_read(tmp_path: Path) -> None:
-    for number, data in enumerate(mutated_tiff.templates(tmp_path)):
+    for number, data in enumerate(intact_tiff.templates(tmp_path)):
         path = tmp_path / f"{number}.tif"
         path.write_bytes(data)
         assert load(Source(path=str(path)), limit=LIMIT).space[-2] == 30
