@@ -113,7 +113,11 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Saved], lim
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         action = rng.choice((_header, _header, _parameters, _parameters, _bounds, _bounds, _tensor,
                              _tensor, _tensor, _numbers, _shape))  # fmt: skip
-        done.append(f"{action.__name__[1:]}: {action(saved, rng)}")
+        try:
+            what = action(saved, rng)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            what = "nothing to change"  # an earlier mutation left no such part
+        done.append(f"{action.__name__[1:]}: {what}")
     if rng.random() < 0.35:
         saved = deepcopy(rng.choice(intact))
         done = [str(saved.header["method"])]

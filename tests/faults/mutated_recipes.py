@@ -84,7 +84,11 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Any], limit
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         action = rng.choice((_anywhere, _anywhere, _anywhere, _source, _setting, _setting,
                              _setting, _add))
-        done.append(f"{action.__name__[1:]}: {action(data, rng, folder / 'files')}")
+        try:
+            what = action(data, rng, folder / "files")
+        except (LookupError, TypeError, ValueError, AttributeError):
+            what = "nothing to change"  # an earlier mutation left no such part
+        done.append(f"{action.__name__[1:]}: {what}")
     text = text_of(data)
     if rng.random() < 0.12:
         raw, what = mutate_bytes(text.encode("utf-8", "surrogatepass"), rng)

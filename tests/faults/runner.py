@@ -289,7 +289,11 @@ def _batch(folder: Path, hang: float, plan: list[str]) -> None:
         gc.collect()
         gc.freeze()
         for number in range(int(start), int(stop)):
-            case = make(number)
+            try:
+                case = make(number)
+            except Exception:
+                say(kind=kind, number=number, outcome="error", text=traceback.format_exc(limit=-4))
+                continue
             gc.collect()
             say(kind=kind, number=number, begins=True, done=case.done)
             faulthandler.dump_traceback_later(hang, exit=True)
