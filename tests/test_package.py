@@ -95,8 +95,8 @@ viewer.close()
 """)
     assert found.splitlines()[-5:] == [
         "True",
-        ("['napari-invprior.workbench', 'napari-invprior.large_volumes', 'napari-invprior.compare', "
-        "'napari-invprior.uncertainty', 'napari-invprior.particles', "
+        ("['napari-invprior.workbench', 'napari-invprior.large_volumes', "
+        "'napari-invprior.compare', 'napari-invprior.uncertainty', 'napari-invprior.particles', "
         "'napari-invprior.tessellation']"),
         "['napari/plugins/napari-invprior']",
         "['inpainting_2d', 'superresolution_2d', 'superresolution_3d', 'tomography_2d']",
