@@ -247,11 +247,16 @@ def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
     return found
 
 
+def is_store(root: Path) -> bool:
+    """Whether a folder has metadata of zarr."""
+    return any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
 def _root(root: Path) -> zarr.Group | zarr.Array:
     """What a store holds; refused where it is none."""
     if not root.is_dir():
         raise FileRefused(f"{root.name}: no folder, so no OME-Zarr")
-    if not any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if not is_store(root):
         raise FileRefused(f"{root.name}: a folder without zarr metadata, so no OME-Zarr")
     return zarr.open(ConfinedStore(root, read_only=True), mode="r")
 
