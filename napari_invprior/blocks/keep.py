@@ -6,6 +6,7 @@ Files are named by their whole path. What is in memory only is written beside th
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ from napari_invprior.io.files import check_free, local_path, write_atomic
 from napari_invprior.io.images import Arrays, load, load_list
 from napari_invprior.io.omezarr import CHUNK, multiscale
 from napari_invprior.io.omezarr_read import ATTRIBUTE, plain
+from napari_invprior.io.planes import Planes
 from napari_invprior.io.volume import Volume
 from napari_invprior.recipes.model import Recipe
 from napari_invprior.sources import Source
+
+SLAB = 256 << 20
+"""Bytes that are copied at once."""
 
 
 def kept(recipe: Recipe, inputs: Inputs, arrays: Arrays, folder: Path) -> Recipe:
@@ -41,7 +46,8 @@ def kept(recipe: Recipe, inputs: Inputs, arrays: Arrays, folder: Path) -> Recipe
         for field, volume in inputs.others.items()
     }
     for key, (source, volume) in volumes.items():
-        if source.path is None:
+        # blocks side by side would unpack the same planes again and again
+        if source.path is None or isinstance(volume.array, Planes):
             path = folder / f"{key}.ome.zarr"
             save_volume(path, volume)
             source = Source(path=str(path.absolute()), dtype_range=source.dtype_range)
@@ -76,7 +82,7 @@ def save_array(path: Path, values: np.ndarray) -> None:
 
 
 def save_volume(path: Path, volume: Volume) -> None:
-    """Write a volume as OME-Zarr of one level, chunk by chunk.
+    """Write a volume as OME-Zarr of one level, slab by slab.
 
     Examples
     --------
@@ -90,7 +96,9 @@ def save_volume(path: Path, volume: Volume) -> None:
     ndim = len(space)
     axes = ("t" if frames > 1 else "") + ("c" if volume.axes.channel is not None else "")
     leading = [n for n, axis in ((frames, "t"), (channels, "c")) if axis in axes]
-    chunks = [min(CHUNK[ndim], n) for n in space]
+    plane = channels * math.prod(space[1:]) * volume.dtype.itemsize
+    thick = max(1, min(CHUNK[ndim], space[0], SLAB // max(1, plane)))
+    chunks = [thick, *(min(CHUNK[ndim], n) for n in space[1:])]
     path.parent.mkdir(parents=True, exist_ok=True)
     store = zarr.open_group(path, mode="w", zarr_format=3)
     array = store.create_array(
@@ -103,10 +111,9 @@ def save_volume(path: Path, volume: Volume) -> None:
     own = {"geometry": asdict(volume.geometry), "value_range": volume.given_range}
     ome = {"version": "0.5", "multiscales": [described]}
     store.attrs.put(plain({"ome": ome, ATTRIBUTE: own}))
-    starts = itertools.product(*(range(0, n, c) for n, c in zip(space, chunks, strict=True)))
-    for start, frame in itertools.product(starts, range(frames)):
-        window = tuple(
-            slice(a, min(a + c, n)) for a, c, n in zip(start, chunks, space, strict=True)
+    for frame, start in itertools.product(range(frames), range(0, space[0], thick)):
+        window = (
+            slice(start, min(start + thick, space[0])), *(slice(0, n) for n in space[1:])
         )
         values = volume.read(frame, window)
         index: Any = (*((frame,) if "t" in axes else ()),
