@@ -1,4 +1,4 @@
-# make demo | test | accept | bench | lint      ARGS are passed on, e.g. make test ARGS="-k prior"
+# make demo | test | accept | faults | bench | lint      ARGS are passed on, e.g. make test ARGS="-k prior"
 FIND = for p in python3.11 python3 python3.12 python3.13; do \
        $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 PYTHON ?= $(or $(shell $(FIND)),$(error Python 3.11 or newer is needed; set PYTHON=/path/to/python))
@@ -15,6 +15,9 @@ test: $(VENV)/.test
 accept: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -s --timeout 3600 $(ARGS)
 
+faults: $(VENV)/.test
+	$(BIN)/python -m pytest -m faults -s --timeout 7200 $(ARGS)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest tests/benchmarks -m "" --benchmark-only -s $(ARGS)
 
@@ -29,4 +32,4 @@ $(VENV)/.app $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraint
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
 	touch $@
 
-.PHONY: demo test accept bench lint
+.PHONY: demo test accept faults bench lint

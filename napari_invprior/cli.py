@@ -40,6 +40,8 @@ ClusterAddress = Annotated[str | None, typer.Option(
 OnlyGpu = Annotated[bool, typer.Option(
     "--gpu", help="Use only workers of the cluster that have the resource GPU.",
 )]
+MAX_RECIPE = 64 << 20
+"""Bytes of a recipe."""
 
 
 @contextmanager
@@ -93,11 +95,12 @@ def _progress(quiet: bool) -> Iterator[Callable[[jobs.Event], None]]:
 def _recipe(name: str, settings: list[str]) -> Any:
     """The recipe of a file or the example of that name, with ``--set`` applied."""
     from napari_invprior import recipes
+    from napari_invprior.io.files import read_bytes
 
     path = Path(name)
     if path.suffix.lower() == ".json" or path.exists():
         try:
-            recipe = recipes.parse(path.read_text(encoding="utf-8"))
+            recipe = recipes.parse(read_bytes(path, MAX_RECIPE).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"cannot read the recipe {name}: {error}") from None
     else:

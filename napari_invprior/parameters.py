@@ -18,6 +18,7 @@ napari_invprior.errors.InvalidInput: Demo: unknown key 'sigmma'; did you mean 's
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from napari_invprior.errors import InvalidInput, nearest
+
+MOST_FAULTS = 6
+"""Faults that one message names."""
 
 
 class Parameters(BaseModel):
@@ -107,22 +111,68 @@ def validate(model: type[M], data: Mapping[str, Any] | M, where: str = "") -> M:
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    """One line for a pydantic error: every fault, the value given and what is allowed."""
-    return "; ".join(_line(model, fault, where) for fault in error.errors(include_url=False))
+    """One line for a pydantic error: the first faults, the value given and what is allowed."""
+    faults = _nearest_kinds(error.errors(include_url=False))
+    lines: dict[str, None] = {}
+    for number, fault in enumerate(faults):
+        if len(lines) == MOST_FAULTS:  # there may be a hundred thousand
+            return "; ".join([*lines, f"and {len(faults) - number} more"])
+        lines[_line(model, fault, where)] = None
+    return "; ".join(lines)
 
 
 def _line(model: type[BaseModel], fault: Any, where: str) -> str:
-    location = ".".join(str(part) for part in fault["loc"])
+    places = list(fault["loc"])
+    location = ".".join(
+        str(part)[:80] for i, part in enumerate(places) if not _is_kind(fault, i)
+    )
     if fault["type"] == "extra_forbidden":
-        key = str(fault["loc"][-1])
+        key = str(places[-1])[:80]
         return f"{where}: unknown key {location!r}{nearest(key, _known_keys(model, fault['loc']))}"
     if fault["type"] == "missing":
         return f"{where}: {location!r} is missing"
-    given = repr(fault["input"])
-    given = given if len(given) <= 80 else given[:77] + "..."
+    given = _shortened(fault["input"])
     message = fault["msg"].removeprefix("Value error, ")
     prefix = f"{where}.{location}" if location else where
     return f"{prefix} = {given}: {message[:1].lower()}{message[1:]}"
+
+
+def _is_kind(fault: Any, index: int) -> bool:
+    """Whether a part of a fault's place is no key, but a kind of value that pydantic tried there.
+
+    Where several kinds are allowed, it names each of them: ``int``, ``tuple[int, ...]``.
+    """
+    given = index == len(fault["loc"]) - 1 and fault["type"] in ("extra_forbidden", "missing")
+    return not given and re.fullmatch(r"\d+|[a-z_][a-z0-9_]*", str(fault["loc"][index])) is None
+
+
+def _nearest_kinds(faults: Sequence[Any]) -> list[Any]:
+    """The faults, less those of kinds of values that fit worse than another kind did."""
+    tried = []
+    misfits: dict[Any, dict[Any, tuple[int, int]]] = {}
+    for fault in faults:
+        place = fault["loc"]
+        index = next((i for i in range(len(place)) if _is_kind(fault, i)), None)
+        at, kind = (None, None) if index is None else (place[:index], place[index])
+        tried.append((at, kind))
+        # A fault deep inside is near: what lies around it is right. Else few faults are.
+        deep = len(place) - (fault["type"] in ("extra_forbidden", "missing"))
+        depth, count = misfits.setdefault(at, {}).get(kind, (0, 0))
+        misfits[at][kind] = min(depth, -deep), count + 1
+    least = {at: min(kinds.values()) for at, kinds in misfits.items()}
+    return [
+        fault for fault, (at, kind) in zip(faults, tried, strict=True)
+        if at is None or misfits[at][kind] == least[at]
+    ]  # fmt: skip
+
+
+def _shortened(value: Any) -> str:
+    """The value as it was given, cut at 80 characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or of too many digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -43,7 +43,8 @@ class Source(Parameters):
         return self
 
 
-Rows = Annotated[tuple[tuple[float, ...], ...], Field(max_length=10_000)]
+Row = Annotated[tuple[float, ...], Field(fail_fast=True)]
+Rows = Annotated[tuple[Row, ...], Field(max_length=10_000, fail_fast=True)]
 
 
 class PointSource(Parameters):

@@ -22,7 +22,8 @@ from napari_invprior.blocks.sealed import sealed, unsealed
 from napari_invprior.errors import InvalidInput, OutOfMemory
 from napari_invprior.geometry import Geometry
 from napari_invprior.io.files import read_bytes, refusing, write_atomic
-from napari_invprior.io.omezarr_read import plain, stored_geometry
+from napari_invprior.io.metadata import stored_geometry
+from napari_invprior.io.omezarr_read import plain
 from napari_invprior.io.provenance import versions
 from napari_invprior.parameters import Parameters, parameter, per_axis, validate
 from napari_invprior.posterior.chains import COPIES
@@ -78,7 +79,7 @@ class Plan(Parameters):
     @property
     def placement(self) -> Geometry:
         """Where the image lies in the world."""
-        found = stored_geometry(self.geometry)
+        found = stored_geometry(self.geometry, "plan")
         assert found is not None
         return found
 

@@ -26,6 +26,7 @@ from napari_invprior.io.files import (
     PICKLED,
     existing,
     local_path,
+    reason_of,
     refusing,
     retrying,
     within_limit,
@@ -41,6 +42,8 @@ FORMAT = 1
 
 KEY = "napari_invprior"
 MAX_HEADER = 16 << 20
+MAX_CHANNELS = 4096
+MAX_ARRAYS = 20_000
 NEEDED = ("format", "method", "parameters", "ndim", "channels", "sha256")
 
 
@@ -100,7 +103,9 @@ def save_prior(path: Path, prior: Prior, facts: Mapping[str, Any] | None = None)
     write_atomic(path, data)
 
 
-def load_prior(path: str | Path, device: str = "cpu") -> tuple[Prior, dict[str, Any]]:
+def load_prior(
+    path: str | Path, device: str = "cpu", *, limit: int | None = None
+) -> tuple[Prior, dict[str, Any]]:
     """Read a saved prior.
 
     Parameters
@@ -109,6 +114,8 @@ def load_prior(path: str | Path, device: str = "cpu") -> tuple[Prior, dict[str, 
         The ``.safetensors`` file.
     device : str
         Where the prior will live.
+    limit : int, optional
+        Bytes that the file may have; a quarter of the free memory by default.
 
     Returns
     -------
@@ -127,9 +134,9 @@ def load_prior(path: str | Path, device: str = "cpu") -> tuple[Prior, dict[str, 
     path = local_path(path)
     notes: tuple[str, ...] = ()
     try:
-        bundle = _read(path)
+        bundle = _read(path, limit)
     except Damaged as error:
-        bundle = _from_backup(path, error)
+        bundle = _from_backup(path, error, limit)
         notes = (f"{error}; the previous version {backup(path).name} is used",)
     prior = _build(bundle, path.name, device)
     header = bundle.header
@@ -166,7 +173,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Bundle:
+def _read(path: Path, limit: int | None = None) -> Bundle:
     """Header and numbers, checked.
 
     Raises
@@ -183,9 +190,14 @@ def _read(path: Path) -> Bundle:
             raise Damaged(str(error)) from None
         raise
     _refuse_pickles(path)
-    within_limit(path.name, path.stat().st_size, None)
+    within_limit(path.name, path.stat().st_size, limit)
     with _damage(path), retrying(lambda: safe_open(path, framework="pt")) as file:
         header = _header(file.metadata(), path.name)
+        if len(file.keys()) > MAX_ARRAYS:
+            raise FileRefused(
+                f"{path.name}: holds {len(file.keys())} arrays; a saved prior has no more than "
+                f"{MAX_ARRAYS}"
+            )
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _finite(state, path.name)
         if checksum(state) != header["sha256"]:
@@ -201,7 +213,8 @@ def _damage(path: Path) -> Iterator[None]:
             yield
     except FileRefused as error:
         if isinstance(error.__cause__, Exception):
-            raise Damaged(f"{path.name}: damaged or truncated ({error.__cause__})") from error
+            reason = reason_of(error.__cause__)
+            raise Damaged(f"{path.name}: damaged or truncated ({reason})") from error
         raise
 
 
@@ -221,15 +234,34 @@ def _header(metadata: Mapping[str, str] | None, name: str) -> dict[str, Any]:
     missing = [key for key in NEEDED if not isinstance(header, dict) or key not in header]
     if missing or version != FORMAT:
         raise FileRefused(f"{name}: its header lacks {', '.join(missing) or 'a known format'}")
+    _check_facts(header, name)
     return dict(header)
+
+
+def _check_facts(header: Mapping[str, Any], name: str) -> None:
+    """Refuse facts that are no table, and scales in them that are not two numbers."""
+    for key in ("facts", "versions"):
+        if not isinstance(header.get(key, {}), dict):
+            raise FileRefused(f"{name}: {key} in its header is {str(header[key])[:40]!r}, no table")
+    for key in ("intensity_scale", "value_range"):
+        pair = header.get("facts", {}).get(key)
+        kinds = [type(value) for value in pair] if isinstance(pair, list) else []
+        if pair is not None and (len(kinds) != 2 or not {*kinds} <= {int, float}):
+            raise FileRefused(
+                f"{name}: {key} in its header is {str(pair)[:40]!r}; two numbers are needed"
+            )
 
 
 def _build(bundle: Bundle, name: str, device: str) -> Prior:
     """The prior of the method that the header names, with the numbers of the file."""
     header = bundle.header
     shape = header["ndim"], header["channels"]
-    if not all(isinstance(n, int) for n in shape) or shape[0] not in (2, 3) or shape[1] < 1:
-        raise FileRefused(f"{name}: ndim {shape[0]!r} and channels {shape[1]!r} make no prior")
+    whole = all(isinstance(n, int) for n in shape)
+    if not whole or shape[0] not in (2, 3) or not 1 <= shape[1] <= MAX_CHANNELS:
+        given = f"ndim {shape[0]!r:.40} and channels {shape[1]!r:.40}"
+        raise FileRefused(
+            f"{name}: {given} make no prior; ndim is 2 or 3, channels 1 to {MAX_CHANNELS}"
+        )
     try:
         method = registry.get("prior", str(header["method"]))
         parameters = validate(method.parameters, header["parameters"], "parameters")
@@ -243,9 +275,11 @@ def _build(bundle: Bundle, name: str, device: str) -> Prior:
     return prior
 
 
-def _from_backup(path: Path, error: Damaged) -> Bundle:
+def _from_backup(path: Path, error: Damaged, limit: int | None) -> Bundle:
+    if not backup(path).exists():
+        raise FileRefused(f"{error}; there is no previous version {backup(path).name}") from error
     try:
-        return _read(backup(path))
+        return _read(backup(path), limit)
     except InvalidInput as second:
         raise FileRefused(f"{error}; no good previous version ({second})") from error
 
@@ -253,8 +287,11 @@ def _from_backup(path: Path, error: Damaged) -> Bundle:
 def _refuse_pickles(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
-    # a header of 128, 384, ... bytes begins like a pickle; it goes on with zeros and a brace
-    pickled = head[:1] == b"\x80" and head[4:] != b"\0\0\0\0{"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:] == b"{" and length > MAX_HEADER:
+        raise FileRefused(f"{path.name}: a table of {length} bytes; {MAX_HEADER} are possible")
+    # The length that safetensors begin with may start with a pickle's byte; its table follows.
+    pickled = head[:1] == b"\x80" and head[8:] != b"{"
     if path.suffix.lower() in PICKLED or pickled or head[:4] == b"PK\3\4":
         raise FileRefused(
             f"{path.name}: pickled files may run code and are never opened; fit the prior anew "

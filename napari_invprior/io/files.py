@@ -122,6 +122,8 @@ def existing(path: Path) -> Path:
         raise InvalidInput(f"{path}: no such file (in {Path.cwd()})") from error
     except OSError as error:
         raise InvalidInput(f"{str(path)[:200]}: {error.strerror or error}") from error
+    if not path.is_file() and not path.is_dir():  # who opens a pipe may wait for ever
+        raise InvalidInput(f"{path}: a pipe or device; give a file or folder")
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path}: permission to read is missing")
     return path
@@ -153,8 +155,22 @@ def refusing(name: object) -> Iterator[None]:
     except InvPriorError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise FileRefused(f"{name}: cannot be read ({reason})") from error
+        raise FileRefused(f"{name}: cannot be read ({reason_of(error)})") from error
+
+
+def reason_of(error: BaseException) -> str:
+    r"""What a decoder complains of, in one line.
+
+    Examples
+    --------
+    >>> reason_of(ValueError("no\n  header")), reason_of(KeyError("scale"))
+    ('no header', "'scale' is missing")
+    """
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    said = str(error).partition("Exception raised from")[0]  # torch adds where in its own code
+    text = " ".join(said.split())[:300] or type(error).__name__
+    return f"{text} is missing" if type(error) is KeyError else text
 
 
 def retrying(read: Callable[[], T]) -> T:

@@ -19,7 +19,14 @@ import numpy as np
 from napari_invprior.errors import FileRefused, InvalidInput, nearest
 from napari_invprior.image import Image
 from napari_invprior.io.arrays import Axes, image_from_array, selection, valid_range
-from napari_invprior.io.files import PICKLED, existing, local_path, refusing, retrying
+from napari_invprior.io.files import (
+    PICKLED,
+    existing,
+    local_path,
+    refusing,
+    retrying,
+    within_limit,
+)
 from napari_invprior.io.raw import Raw, cropped, image_from_raw, scaled
 from napari_invprior.sources import Source
 
@@ -139,6 +146,7 @@ def load_list(source: Source, arrays: Arrays) -> np.ndarray:
         name = path.name
         with refusing(name):
             if path.suffix.lower() in (".txt", ".csv"):
+                within_limit(name, 8 * path.stat().st_size, None)
                 values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
             else:
                 values = np.array(_open(path, source, None).array)
@@ -175,7 +183,7 @@ def _open(path: Path, source: Source, limit: int | None) -> Raw:
     from napari_invprior.io import formats, omezarr_read, tiff
 
     if path.is_dir():
-        return omezarr_read.open_level(path, source.key)
+        return omezarr_read.open_level(path, source.key, limit)
     with path.open("rb") as file:
         head = file.read(8)
     readers: dict[bytes, Callable[[], Raw]] = {

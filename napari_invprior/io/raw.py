@@ -51,7 +51,8 @@ class Raw:
 
     def placement(self, axes: Axes) -> Geometry | None:
         """Geometry of the space axes, or None where the file says nothing."""
-        if self.geometry is not None or not self.labels or not self.scale:
+        named = len(self.labels) == len(self.array.shape)
+        if self.geometry is not None or not named or not self.scale:
             return self.geometry
         letters = [self.labels[axis].upper() for axis in axes.space]
         units = self.units or {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ import tifffile
 from napari_invprior.errors import FileRefused
 from napari_invprior.io.files import within_limit
 from napari_invprior.io.raw import Raw
-
-MAX_DIRECTORIES = 100_000
-MAX_TAGS = 4096
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-SIZES |= {16: 8, 17: 8, 18: 8}
-"""Bytes per value of each TIFF type."""
+from napari_invprior.io.tiff_guard import check_segments, check_texts, walk
 
 
 def read_tiff(path: Path, limit: int | None) -> Raw:
@@ -29,33 +23,23 @@ def read_tiff(path: Path, limit: int | None) -> Raw:
     walk(path)
     # Files that a multi-file series names are not opened: they may lie anywhere.
     with tifffile.TiffFile(path, _multifile=False, is_ndtiff=False, is_mmstack=False) as tif:
+        check_texts(tif, path.name)
         series = tif.series[0]
         shape, name = tuple(int(n) for n in series.shape), path.name
         within_limit(name, math.prod(shape) * series.dtype.itemsize, limit)
-        _check_data(series, path)
+        check_segments(series, path, limit)
         notes: tuple[str, ...] = ()
         if len(tif.series) > 1:
             notes = (f"the file holds {len(tif.series)} images; the first one is used",)
         try:
             array = series.asarray()
-        except (ValueError, KeyError) as error:
-            if "imagecodecs" in str(error):
+        except (ValueError, KeyError, ImportError) as error:
+            if isinstance(error, ImportError) or "imagecodecs" in str(error):
                 raise FileRefused(
                     f"{name}: this compression needs another package: pip install imagecodecs"
                 ) from None
             raise
         return Raw(array, labels=series.axes, notes=notes, **_spacing(tif))
-
-
-def _check_data(series: Any, path: Path) -> None:
-    """Refuse strips and tiles that lie outside the file."""
-    size = path.stat().st_size
-    for page in series.pages:
-        if page is None:
-            continue
-        ends = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if any(offset < 0 or offset + count > size for offset, count in ends):
-            raise FileRefused(f"{path.name}: truncated; samples lie beyond the end of the file")
 
 
 def _spacing(tif: tifffile.TiffFile) -> dict[str, Any]:
@@ -87,41 +71,3 @@ def _unit(text: str) -> str:
     known |= {"Å": "angstrom", "pm": "picometer", "inch": "inch"}
     text = text.replace("\\u00B5", "µ")
     return known.get(text, text if text in known.values() else "pixel")
-
-
-def walk(path: Path) -> int:
-    """Follow the chain of image file directories; return their number.
-
-    Raises
-    ------
-    FileRefused
-        If the chain loops, leaves the file, is endless, or a value is longer than the file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(16)
-        order = "<" if head[:2] == b"II" else ">"
-        big = head[2:4] in (b"+\0", b"\0+")
-        link, count_format, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
-        start = 8 if big else 4
-        width = struct.calcsize(order + link)
-        offset = struct.unpack(order + link, head[start : start + width])[0]
-        seen: set[int] = set()
-        while offset:
-            if offset in seen or len(seen) >= MAX_DIRECTORIES:
-                reason = "loop" if offset in seen else f"are more than {MAX_DIRECTORIES}"
-                raise FileRefused(f"{path.name}: its image directories {reason}")
-            seen.add(offset)
-            file.seek(offset)
-            raw = file.read(struct.calcsize(order + count_format))
-            if offset + len(raw) > size or len(raw) < struct.calcsize(order + count_format):
-                raise FileRefused(f"{path.name}: truncated; a directory lies beyond its end")
-            tags = struct.unpack(order + count_format, raw)[0]
-            if tags > MAX_TAGS:
-                raise FileRefused(f"{path.name}: a directory of {tags} entries")
-            table = file.read(tags * struct.calcsize(order + entry))
-            for _, kind, count, _ in struct.iter_unpack(order + entry, table):
-                if count * SIZES.get(kind, 1) > size:
-                    raise FileRefused(f"{path.name}: an entry is longer than the file")
-            offset = struct.unpack(order + link, file.read(width))[0]
-    return len(seen)

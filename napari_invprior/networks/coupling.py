@@ -43,6 +43,25 @@ class SubNet(NamedTuple):
     third: Tensor
 
 
+def subnet_shapes(dim: int, hidden: int, condition: int, half: int) -> list[tuple[int, int]]:
+    """Matrix shapes of the sub-net that changes half ``half`` (0 first, 1 second)."""
+    sizes = (dim // 2, dim - dim // 2)
+    n_out, n_in = sizes[half], sizes[1 - half]
+    return [(hidden, n_in + condition + 1), (hidden, hidden + 1), (2 * n_out, hidden + 1)]
+
+
+def weight_count(dim: int, hidden: int, blocks: int, condition: int) -> int:
+    """How many weights a flow has.
+
+    Examples
+    --------
+    >>> weight_count(5, 8, 2, 0) == CouplingFlow(5, hidden=8, blocks=2).weights.numel()
+    True
+    """
+    pair = [shape for half in (0, 1) for shape in subnet_shapes(dim, hidden, condition, half)]
+    return blocks * sum(math.prod(shape) for shape in pair)
+
+
 class CouplingFlow:
     """A stack of GLOW coupling blocks, each followed by a fixed permutation.
 
@@ -106,21 +125,12 @@ class CouplingFlow:
         generator = torch.Generator().manual_seed(seed)
         order = [torch.randperm(dim, generator=generator) for _ in range(blocks)]
         self.permutations = torch.stack(order).to(device)
-        self.weights = torch.zeros(self._count(), dtype=dtype, device=device)
+        count = weight_count(dim, hidden, blocks, condition)
+        self.weights = torch.zeros(count, dtype=dtype, device=device)
         self._initialise(generator, zero_last)
 
     def _shapes(self, half: int) -> list[tuple[int, int]]:
-        """Matrix shapes of the sub-net that changes half ``half`` (0 first, 1 second)."""
-        sizes = (self.first_half, self.dim - self.first_half)
-        n_out, n_in = sizes[half], sizes[1 - half]
-        return [
-            (self.hidden, n_in + self.condition + 1),
-            (self.hidden, self.hidden + 1),
-            (2 * n_out, self.hidden + 1),
-        ]
-
-    def _count(self) -> int:
-        return self.blocks * sum(math.prod(s) for half in (0, 1) for s in self._shapes(half))
+        return subnet_shapes(self.dim, self.hidden, self.condition, half)
 
     def nets(self, flat: Tensor) -> list[tuple[SubNet, SubNet]]:
         """Per block the sub-nets for the first and the second half, as views of ``flat``."""

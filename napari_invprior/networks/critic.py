@@ -45,18 +45,25 @@ class PatchCritic(nn.Module):
         super().__init__()
         self.shape = channels, *patch
         ndim = len(patch)
-        left = [(p - 1) // 2 + 1 for p in patch]
-        shapes = (
-            (widths[0], channels, *(3,) * ndim),
-            (widths[1], widths[0], *(3,) * ndim),
-            (1, widths[1], *left),
-        )
         self.layers = nn.ParameterList()
-        for shape in shapes:
+        for shape in self.shapes(channels, patch, widths):
             fan_in = torch.Size(shape[1:]).numel()
             weight = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
             self.layers.append(nn.Parameter(weight))
         self._convolve = F.conv2d if ndim == 2 else F.conv3d
+
+    @staticmethod
+    def shapes(
+        channels: int, patch: Sequence[int], widths: tuple[int, int]
+    ) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the weights of its layers."""
+        ndim = len(patch)
+        left = [(p - 1) // 2 + 1 for p in patch]
+        return (
+            (widths[0], channels, *(3,) * ndim),
+            (widths[1], widths[0], *(3,) * ndim),
+            (1, widths[1], *left),
+        )
 
     def forward(self, patches: Tensor) -> Tensor:
         """One value per column of (d, N): (N,)."""

@@ -269,8 +269,9 @@ class AdversarialRegulariser(PatchPotential):
         return {name: value.cpu().clone() for name, value in self.critic.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        shapes = PatchCritic.shapes(self.joint_channels, self.patch, self._widths)
+        for layer, shape in enumerate(shapes):
+            check_entry(state, f"layers.{layer}", shape, "critic")
         critic = self._fresh(torch.Generator())
-        for name, held in critic.state_dict().items():
-            check_entry(state, name, tuple(held.shape), "critic")
         critic.load_state_dict({name: state[name] for name in critic.state_dict()})
         self._critic = critic.requires_grad_(False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Message, Preview, Result, ShouldStop, Stage, never
 from napari_invprior.memory import require
-from napari_invprior.networks.coupling import CouplingFlow
+from napari_invprior.networks.coupling import CouplingFlow, weight_count
 from napari_invprior.networks.density import PatchDensity, Sigma
 from napari_invprior.networks.draws import Draws, draw_patches
 from napari_invprior.networks.judge import GAIN, OVERFIT, Judge
@@ -397,11 +397,29 @@ class PatchNR(PatchPotential):
         return {k: v.detach().cpu().clone() for k, v in self.density.tensors().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._check_shapes(state)
         eye = torch.eye(self.dim, device=self.device)
         white = Whitening(eye[0], eye, eye[0]) if self.plan.whiten else None
         made = self._skeleton(0, white)
         made.load(state)
         self._density = made
+
+    def _check_shapes(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse numbers of another flow before one is made: it may be of any size."""
+        dim, plan = self.dim, self.plan
+        count = weight_count(dim, plan.hidden, plan.blocks, int(self.noise_conditional))
+        shapes: dict[str, tuple[int, ...]] = {
+            "weights": (count,), "permutations": (plan.blocks, dim),
+        }
+        if plan.whiten:
+            shapes |= {"mean": (dim,), "vectors": (dim, dim), "values": (dim,)}
+        for name, shape in shapes.items():
+            given = tuple(state[name].shape) if name in state else None
+            if given != shape:
+                raise InvalidInput(
+                    f"tensor {name!r} is {given or 'missing'}; expected {shape} (a state belongs "
+                    "to one choice of parameters)"
+                )
 
 
 def _training(plan: Plan) -> Training:

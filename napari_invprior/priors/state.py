@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from napari_invprior.errors import InvalidInput
 
@@ -27,6 +27,20 @@ def check_entry(
         raise InvalidInput(f"{where}: {name!r} holds NaN or infinite values")
 
 
+def check_network(
+    state: Mapping[str, Tensor], prefix: str, make: Callable[[], nn.Module], where: str
+) -> None:
+    """Refuse weights that do not fit the network that the parameters describe.
+
+    Parameters of a few bytes can describe a network of gigabytes: it is made without memory here,
+    and only once all weights fit it, it is really made.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        described = make()
+    for name, held in described.state_dict().items():
+        check_entry(state, f"{prefix}{name}", tuple(held.shape), where)
+
+
 def check_positive(state: Mapping[str, Tensor], names: Sequence[str], where: str) -> None:
     """Refuse entries that hold values of 0 or less."""
     for name in names:
@@ -36,6 +50,11 @@ def check_positive(state: Mapping[str, Tensor], names: Sequence[str], where: str
 
 def check_orthonormal(state: Mapping[str, Tensor], name: str, where: str) -> None:
     """Refuse matrices whose columns are not orthonormal."""
+    if state[name].shape[-1] > state[name].shape[-2]:
+        raise InvalidInput(
+            f"{where}: {name!r} has shape {tuple(state[name].shape)}; no more columns than rows "
+            "can be orthonormal"
+        )
     vectors = state[name].double()
     eye = torch.eye(vectors.shape[-1], dtype=torch.float64, device=vectors.device)
     if float((vectors.mT @ vectors - eye).abs().max()) > 1e-4:

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from napari_invprior import registry
 from napari_invprior.errors import InvalidInput, nearest
+from napari_invprior.io.files import reason_of
 from napari_invprior.parameters import Parameters, parameter, validate
 from napari_invprior.recipes.blocking import BlockParameters
 from napari_invprior.recipes.requirements import CLOUD_TASKS, lacking
@@ -26,6 +33,9 @@ from napari_invprior.transport.riesz_flows.density import TargetParameters
 from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters
 
 VERSION = 1
+
+LONGEST_LIST = 100_000
+"""Entries of a list in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +84,27 @@ SamplerChoice = Annotated[Any, BeforeValidator(partial(_choose, "sampler")), _SE
 FlowChoice = Annotated[Any, BeforeValidator(partial(_choose, "flow")), _SERIALISE]
 
 
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=20_000)]
+ONE = Field(fail_fast=True)
+"""Of a list that may be long the first fault is enough: each takes a kilobyte."""
+
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=20_000), ONE]
 
 
 class Polygon(Parameters):
     """A region with straight edges in the last two axes."""
 
-    polygon: Annotated[tuple[tuple[float, float], ...], Field(min_length=3, max_length=100_000)] = (
-        parameter(..., "Vertices (y, x).", unit="px")
-    )
+    polygon: Annotated[
+        tuple[tuple[float, float], ...], Field(min_length=3, max_length=LONGEST_LIST), ONE
+    ] = parameter(..., "Vertices (y, x).", unit="px")
     depth: Interval | None = parameter(None, "Range [start, stop] along the first of three axes.")
 
 
 class ReferenceSource(Source):
     """A good image and the parts of it to learn from (all of it when none is named)."""
 
-    regions: tuple[Box | Polygon, ...] = parameter((), "Boxes [[start, stop], ...] or polygons.")
+    regions: Annotated[tuple[Box | Polygon, ...], ONE] = parameter(
+        (), "Boxes [[start, stop], ...] or polygons."
+    )
     labels: Source | None = parameter(
         None, "Label image of the same shape; learn where it is positive."
     )
@@ -133,6 +148,21 @@ def _require_prior(solver: Choice, prior: Choice | None) -> None:
         raise ValueError(f"solver {solver.name!r} needs a prior")
 
 
+def _check_lists(data: Mapping[str, Any]) -> None:
+    """Refuse endless lists before each of their entries is looked at."""
+    left: list[tuple[str, Any]] = [("recipe", data)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, Mapping):
+            left += [(f"{where}.{key!s:.80}", part) for key, part in value.items()]
+        elif isinstance(value, list | tuple):
+            if len(value) > LONGEST_LIST:
+                raise InvalidInput(
+                    f"{where:.200} has {len(value)} entries; at most {LONGEST_LIST} are possible"
+                )
+            left += [(where, part) for part in value if isinstance(part, Mapping | list | tuple)]
+
+
 class Recipe(SourceWindow):
     """Everything a run needs, and nothing it does not.
 
@@ -157,10 +187,12 @@ class Recipe(SourceWindow):
         "generate patches and textures, or divide a source into the cells of atoms.",
     )
     title: str = parameter("", "A line for people.")
-    papers: tuple[str, ...] = parameter((), "Papers that an example shows.")
+    papers: Annotated[tuple[str, ...], ONE] = parameter((), "Papers that an example shows.")
     observation: Source | Simulation | None = parameter(None, "The poor image or volume.")
     truth: Source | None = parameter(None, "The true image, for figures only.")
-    references: tuple[ReferenceSource, ...] = parameter((), "Good images of the same material.")
+    references: Annotated[tuple[ReferenceSource, ...], Field(max_length=10_000), ONE] = (
+        parameter((), "Good images of the same material.")
+    )
     zero_shot: bool = parameter(False, "Learn from the observation itself; no references.")
     physics: PhysicsChoice = parameter(
         {"kind": "superresolution"}, "How the observation came about.", validate_default=True
@@ -318,10 +350,11 @@ class Recipe(SourceWindow):
         if isinstance(data, str):
             try:
                 data = json.loads(data)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InvalidInput(f"the recipe is not JSON: {error}") from None
+            except (ValueError, RecursionError) as error:  # whole numbers of 5000 digits, too
+                raise InvalidInput(f"the recipe is not JSON: {reason_of(error)}") from None
         if not isinstance(data, Mapping):
             raise InvalidInput(f"a recipe is a JSON object, not {type(data).__name__}")
+        _check_lists(data)
         return validate(cls, data, "recipe")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Large volumes in a real window: lazy layers, parts of them, blocks that fill in, jobs that go on."""
+"""Large volumes in a real window: lazy layers and parts, blocks that fill in, jobs that go on."""
 
 from __future__ import annotations
 

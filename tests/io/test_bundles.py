@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,112 @@ def test_foreign_safetensors(tmp_path):
         path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}, metadata=metadata))
         with pytest.raises(FileRefused, match=path.name):
             load_prior(path)
+
+
+# --- files that promise more than they hold ---------------------------------------------------
+
+
+def test_a_length_that_begins_like_a_pickle(saved):
+    """Every 32nd file has a table whose length begins with the byte of a pickle."""
+    for count in range(256):
+        save_prior(saved, tiny(), {"padding": "x" * count})
+        if saved.read_bytes()[:1] == b"\x80":
+            break
+    else:
+        pytest.fail("no such length came about")
+    assert load_prior(saved)[0].is_fitted
+    assert read_header(saved)["method"] == "tiny"
+
+
+@pytest.mark.parametrize("head", [pickle.dumps([1], 4), pickle.dumps({"a": 1}, 2),
+                                  b"PK\3\4abcdefg"])
+def test_pickles_are_still_refused(saved, head):
+    saved.write_bytes(head + bytes(20))
+    with pytest.raises(FileRefused, match="may run code"):
+        load_prior(saved)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ([1], "facts in its header is '\\[1\\]', no table"),
+        ("x", "no table"),
+        ({"intensity_scale": "ab"}, "intensity_scale .* two numbers are needed"),
+        ({"intensity_scale": [1]}, "two numbers"),
+        ({"value_range": [True, 2]}, "two numbers"),
+        ({"value_range": {"0": 1}}, "two numbers"),
+    ],
+)
+def test_facts_that_are_none(saved, facts, words):
+    with pytest.raises(FileRefused, match=words):
+        load_prior(rewritten(saved, facts=facts))
+
+
+@pytest.mark.parametrize("channels", [4097, 10**9, 2**70])
+def test_channels_beyond_reason(saved, channels):
+    with pytest.raises(FileRefused, match="channels 1 to 4096"):
+        load_prior(rewritten(saved, channels=channels))
+
+
+HUGE = [
+    ("patchnr", {"hidden": 4096, "blocks": 20}, 1),
+    ("patchnr", {"patch_size": 32, "channels": "joint", "preset": "good"}, 64),
+    ("adversarial", {"width": 1024, "patch_size": 32}, 1),
+    ("conditional_mmd", {"preset": "paper", "channels": "joint"}, 4096),
+    ("wppflow", {"network": "paper"}, 1),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters", "channels"), HUGE)
+def test_no_network_is_made_before_its_weights_are_there(
+    saved, monkeypatch, method, parameters, channels
+):
+    """A header of a few bytes may describe a network of gigabytes."""
+    given = registry.get("prior", method).parameters(**parameters).model_dump(mode="json")
+    state = {
+        "factor": torch.full((2,), 16.0), "masked": torch.zeros(1), "border": torch.zeros(2),
+        "weights": torch.zeros(3), "layers.0": torch.zeros(3),
+    }  # fmt: skip
+    path = rewritten(saved, state, method=method, parameters=given, channels=channels)
+    made = []
+
+    def watched(true, shape, *args, **kwargs):
+        if torch.get_default_device().type != "meta":  # where nothing takes memory
+            made.append(shape)
+        return true(shape, *args, **kwargs)
+
+    for name in ("zeros", "eye", "randn"):
+        monkeypatch.setattr(torch, name, partial(watched, getattr(torch, name)))
+    with pytest.raises(FileRefused, match=path.name):
+        load_prior(path)
+    assert made == []
+
+
+def test_more_arrays_than_any_prior_has(saved):
+    state = {str(n): torch.zeros(1) for n in range(20_001)}
+    with pytest.raises(FileRefused, match="20001 arrays"):
+        load_prior(rewritten(saved, state))
+
+
+def test_a_table_of_very_many_bytes(saved):
+    saved.write_bytes((17 << 20).to_bytes(8, "little") + b"{" + bytes(100))
+    with pytest.raises(FileRefused, match="a table of 17825792 bytes"):
+        load_prior(saved)
+
+
+def test_a_limit_of_the_caller(saved):
+    with pytest.raises(FileRefused, match="the limit is 100 bytes"):
+        load_prior(saved, limit=100)
+
+
+def test_no_backup_is_said_shortly(saved):
+    saved.write_bytes(saved.read_bytes()[:-3])
+    with pytest.raises(FileRefused, match=r"there is no previous version .*\.bak"):
+        load_prior(saved)
+
+
+def test_more_columns_than_rows():
+    from napari_invprior.priors.state import check_orthonormal
+
+    with pytest.raises(InvalidInput, match="no more columns than rows"):
+        check_orthonormal({"v": torch.zeros(1, 2, 100_000)}, "v", "x")

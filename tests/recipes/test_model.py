@@ -151,3 +151,54 @@ def test_a_script_is_handed_every_layer_that_its_recipe_reads() -> None:
     }))
     listed = next(line for line in text.splitlines() if line.startswith("arrays"))
     assert all(repr(name) in listed for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"seed": ' + "9" * 5000 + "}", "the recipe is not JSON: .*5000 digits"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("[1]", "a recipe is a JSON object, not list"),
+        ('{"observation": {"layer": "x"}, "references": [' + "0," * 100_001 + "0]}",
+         "recipe.references has 100002 entries; at most 100000 are possible"),
+        ('{"observation": {"layer": "x"}, "references": [' + "0," * 9000 + "0]}",
+         (r"^recipe\.references\.0 = 0: input should be a valid dictionary or instance of "
+          r"ReferenceSource$")),
+    ],
+)  # fmt: skip
+def test_texts_that_are_no_recipe(text: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        recipes.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation": {"layer": 1}},
+         "recipe.observation.layer = 1: input should be a valid string"),
+        ({"observation": {"x": 1}}, "recipe: unknown key 'observation.x'"),
+        ({"observation": {"simulate_from": {"layer": "x", "y": 1}}},
+         "recipe: unknown key 'observation.simulate_from.y'; did you mean 'key'?"),
+        ({"observation": {"layer": "x", "path": "y"}},
+         ("recipe.observation = {'layer': 'x', 'path': 'y'}: give exactly one of 'path', 'layer', "
+          "'sample' (given: ['path', 'layer'])")),
+        ({"points": {"positions": [[1, 2], ["x", 3], ["y", 4]]}},
+         ("recipe.points.positions.1.0 = 'x': input should be a valid number, unable to parse "
+          "string as a number")),
+        ({f"key{n}": n for n in range(9)}, "; ".join(
+            [f"recipe: unknown key 'key{n}'" for n in range(6)] + ["and 3 more"])),
+    ],
+)  # fmt: skip
+def test_messages_name_the_nearest_fault(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        recipes.parse(PLAIN | change)
+    assert str(error.value) == message
+
+
+def test_messages_are_one_printable_line() -> None:
+    with pytest.raises(InvalidInput) as error:
+        recipes.parse(PLAIN | {"a\nb\x1b[31m\u202e\ud800": 1, "k" * 5000: 2})
+    text = str(error.value)
+    assert text.isprintable()
+    assert len(text) <= 1000
+    text.encode()

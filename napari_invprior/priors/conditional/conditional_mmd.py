@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ from napari_invprior.priors.conditional.plan import (
 from napari_invprior.priors.conditional.simulated_pairs import Pairs, phase, simulated_pairs
 from napari_invprior.priors.drawn import DrawingPrior
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
-from napari_invprior.priors.state import check_entry, check_positive
+from napari_invprior.priors.state import check_entry, check_network, check_positive
 from napari_invprior.registry import register
 from napari_invprior.transport.sliced_flows.displacement import Fitting
 from napari_invprior.transport.sliced_flows.flow_chain import ChainPlan, FlowChain
@@ -153,11 +154,15 @@ class ConditionalMMD(DrawingPrior):
         size, channels = SIZE[self.parameters.preset][self.ndim], self.joint_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            centre = Centre(self.ndim, channels, masked=masked, size=size).to(self.device)
+            centre = self._fresh_centre(masked).to(self.device)
         inputs = channels + centre.conditions
         return centre, FlowChain(
             lambda: UNet(self.ndim, inputs, channels, size), (channels, *self.patch)
         )
+
+    def _fresh_centre(self, masked: bool) -> Centre:
+        size = SIZE[self.parameters.preset][self.ndim]
+        return Centre(self.ndim, self.joint_channels, masked=masked, size=size)
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -345,11 +350,10 @@ class ConditionalMMD(DrawingPrior):
         check_entry(state, "factor", (self.ndim,), self.name)
         check_positive(state, ["factor"], self.name)
         check_entry(state, "masked", (1,), self.name)
-        centre, chain = self._networks(bool(state["masked"]))
-        weights = {}
-        for name, held in centre.state_dict().items():
-            check_entry(state, f"centre.{name}", tuple(held.shape), self.name)
-            weights[name] = state[f"centre.{name}"]
+        masked = bool(state["masked"])
+        check_network(state, "centre.", partial(self._fresh_centre, masked), self.name)
+        centre, chain = self._networks(masked)
+        weights = {name: state[f"centre.{name}"] for name in centre.state_dict()}
         check_positive({"centre.moments": weights["moments"][1:]}, ["centre.moments"], self.name)
         self._check_chain(state, chain, centre.conditions)
         held = {k.removeprefix("chain."): v for k, v in state.items() if k.startswith("chain.")}
@@ -373,10 +377,7 @@ class ConditionalMMD(DrawingPrior):
             "condition": (conditions * math.prod(self.patch), points),
         }
         for network in range(count):
-            expected |= {
-                f"networks.{network:03d}.{name}": tuple(held.shape)
-                for name, held in chain.network().state_dict().items()
-            }
+            check_network(state, f"chain.networks.{network:03d}.", chain.network, self.name)
         if count:
             expected["scales"] = (count,)
         for name, shape in expected.items():

@@ -27,7 +27,7 @@ from napari_invprior.priors.base import Measurement, Reference
 from napari_invprior.priors.data_networks.energy_training import PatchEnergy, graph_bytes, train
 from napari_invprior.priors.data_networks.tiles import SMALLEST_TILE, Border, Tiles, cut_tiles
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES
-from napari_invprior.priors.state import check_entry
+from napari_invprior.priors.state import check_entry, check_network
 from napari_invprior.priors.wasserstein.wasserstein import (
     WassersteinParameters,
     WassersteinPatchPrior,
@@ -283,11 +283,9 @@ class DataNetworkPrior(WassersteinPatchPrior):
                 f"{self.name}: 'border' = {margin}; 0 to {largest} data px are possible, half of "
                 "a tile"
             )
+        check_network(state, "net.", partial(self._network, factor), self.name)
         net = self._fresh(factor, 0)
-        weights = {}
-        for name, held in net.state_dict().items():
-            check_entry(state, f"net.{name}", tuple(held.shape), self.name)
-            weights[name] = state[f"net.{name}"]
+        weights = {name: state[f"net.{name}"] for name in net.state_dict()}
         super().load_state(state)
         net.load_state_dict(weights)
         self._net, self._factor = net.requires_grad_(False), factor
