@@ -6,24 +6,35 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from napari_invprior.blocks import catalogue
 from napari_invprior.blocks.agree import agree
-from napari_invprior.blocks.folder import FOLDER, INPUTS, PLAN, PRIOR, RESULT, STOP
+from napari_invprior.blocks.folder import (
+    FOLDER,
+    INPUTS,
+    METRICS,
+    PLAN,
+    PRIOR,
+    RECIPE,
+    RESULT,
+    STOP,
+)
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.journal import Entry, Journal
 from napari_invprior.blocks.keep import kept
 from napari_invprior.blocks.lock import JobLock
-from napari_invprior.blocks.output import BlockedImage, DiskFull
+from napari_invprior.blocks.output import BlockedImage, is_begun
 from napari_invprior.blocks.plan import Plan, plan, summary
 from napari_invprior.blocks.pool import Pool, Threads, memory_per_worker
+from napari_invprior.blocks.stopping import Stopping
 from napari_invprior.blocks.work import TASKS
-from napari_invprior.errors import Cancelled, InvalidInput, JobError
+from napari_invprior.errors import Cancelled, DiskFull, InvalidInput, JobError, StorageError
 from napari_invprior.io.bundles import save_prior
-from napari_invprior.io.files import check_free, check_output, memory_limit
+from napari_invprior.io.files import check_free, check_output, leftovers, memory_limit, readable
 from napari_invprior.io.images import Arrays
 from napari_invprior.io.volume import open_volume
 from napari_invprior.jobs import (
@@ -151,7 +162,10 @@ def _start(
         for image in images:
             image.create(found.placement, found.attributes, found.scale)
         found.save(folder)
-        catalogue.register(folder)
+        try:
+            catalogue.register(folder)
+        except JobError as error:  # a list of jobs is not worth a job
+            yield Message(f"the job is not listed: {error}", "warning")
         told = summary(found, workers.workers)
         yield Message(
             f"{told['blocks']} blocks of {_edges(found)} with a halo of {max(found.halo)}; about "
@@ -163,7 +177,6 @@ def _start(
 def _resume(folder: Path, pool: MakePool, should_stop: ShouldStop) -> Job:
     begin = time.monotonic()
     found = Plan.load(folder)
-    (folder / FOLDER / STOP).unlink(missing_ok=True)
     inputs = Inputs.open(found.parsed, {})
     changed = [
         part for part, digest in inputs.digest().items() if found.digests.get(part) != digest
@@ -173,8 +186,10 @@ def _resume(folder: Path, pool: MakePool, should_stop: ShouldStop) -> Job:
             f"{', '.join(changed)} of the job in {folder} changed since it began; start a new job "
             "in another folder"
         )
-    with JobLock(folder / FOLDER) as lock, pool() as workers:
-        yield from _work(folder, found, workers, lock, should_stop, begin)
+    with JobLock(folder / FOLDER) as lock:
+        left = unfinished(found, found.images(folder), Journal(folder / FOLDER))
+        with pool() if left else Threads() as workers:
+            yield from _work(folder, found, workers, lock, should_stop, begin)
 
 
 def _require_free_place(recipe: Recipe, folder: Path) -> None:
@@ -187,7 +202,8 @@ def _require_free_place(recipe: Recipe, folder: Path) -> None:
             f"{folder} holds a job already; go on with it ('invprior resume {folder}'), or choose "
             "another folder"
         )
-    if any((folder / RESULT).glob("*")):
+    # what a client left that was killed before there was a plan is no result
+    if any(not is_begun(path) for path in (folder / RESULT).glob("*")):
         raise InvalidInput(f"{folder} holds a result already; choose another folder")
 
 
@@ -197,21 +213,14 @@ def _work(
 ) -> Job:
     """Compute what is left, finish the images, write the figures."""
     images, journal = found.images(folder), Journal(folder / FOLDER)
-    (folder / FOLDER / STOP).unlink(missing_ok=True)
+    left = _prepared(folder, found, images, journal)
     total = found.grid.count
-    if not all(image.growing.is_dir() for image in images):
-        if journal.count() == total and all(image.group.is_dir() for image in images):
-            yield Result(_outcome(folder, found, images, begin))
-            return
-        raise JobError(f"{folder}: the images of the job are gone; start it again elsewhere")
-    for image in images:
-        image.clean()
-    left = _left(found, images, journal)
     if len(left) < total:
         yield Message(f"{total - len(left)} of {total} blocks are done already")
     yield Planned(folder, found)
     yield Blocks(tuple(sorted(set(range(total)) - set(left))), "done")
-    yield from _compute(folder, found, workers, lock, should_stop, left)
+    if left:
+        yield from _compute(folder, found, workers, lock, should_stop, left)
     failed = journal.failed()
     if failed:
         listed = "; ".join(f"{i}: {e}" for i, e in list(failed.items())[:LISTED])
@@ -219,35 +228,70 @@ def _work(
             f"{len(failed)} of {total} blocks failed, the others are done ({listed}); "
             f"'invprior resume {folder}' tries them again"
         )
+    # Whatever happened to blocks on the way, nothing is finished that is not whole.
+    missing = unfinished(found, images, journal)
+    if missing:
+        raise JobError(
+            f"{len(missing)} of {total} blocks are not done ({missing[:LISTED]}); "
+            f"'invprior resume {folder}' goes on"
+        )
+    if not lock.is_held():
+        raise _taken(folder)
     for image in images:
-        image.finish(found.placement, found.attributes, found.scale)
+        if not image.is_finished:
+            image.finish(found.placement, found.attributes, found.scale)
     yield Result(_outcome(folder, found, images, begin))
 
 
-def _left(found: Plan, images: list[BlockedImage], journal: Journal) -> list[int]:
-    """Blocks to compute: those that are not noted, or whose shards are not what was noted."""
-    done = set()
-    for entry in journal.done():
-        if entry.index < found.grid.count and _is_whole(entry, images):
-            done.add(entry.index)
-        else:
-            journal.forget(entry.index)
+def _prepared(
+    folder: Path, found: Plan, images: list[BlockedImage], journal: Journal
+) -> list[int]:
+    """Remove what clients that were killed have left behind; blocks to compute.
+
+    Raises
+    ------
+    JobError
+        If the images cannot be written into any more.
+    """
+    (folder / FOLDER / STOP).unlink(missing_ok=True)
+    journal.clean()
+    for path in (*leftovers(folder / FOLDER), *leftovers(folder, RECIPE, METRICS)):
+        path.unlink(missing_ok=True)
+    if not all(image.place.is_dir() for image in images):
+        raise JobError(f"{folder}: the images of the job are gone; start it again elsewhere")
+    left = unfinished(found, images, journal)
+    for index in left:
+        journal.forget(index)
     for index in journal.failed():
         journal.forget_failure(index)
+    for image in images:
+        if left and image.is_finished:
+            image.reopen()
+        image.clean()
+    return left
+
+
+def unfinished(found: Plan, images: list[BlockedImage], journal: Journal) -> list[int]:
+    """Blocks that are not noted as done, or whose shards are not what was noted."""
+    places = {image.output.name: image.place for image in images}
+    done = {entry.index for entry in journal.done() if _is_whole(entry, places)}
     return [index for index in range(found.grid.count) if index not in done]
 
 
-def _is_whole(entry: Entry, images: list[BlockedImage]) -> bool:
+def _is_whole(entry: Entry, places: Mapping[str, Path]) -> bool:
     """Whether the shards of a block are there, as long as they were."""
-    growing = {image.output.name: image.growing for image in images}
     try:
         for name, size in entry.files:
             group, _, shard = name.partition("/")
-            if (growing[group] / shard).stat().st_size != size:
+            if (places[group] / shard).stat().st_size != size:
                 return False
     except (OSError, KeyError):
         return False
     return True
+
+
+def _taken(folder: Path) -> JobError:
+    return JobError(f"{folder}: another client has taken this job over")
 
 
 def _compute(
@@ -255,14 +299,10 @@ def _compute(
     left: list[int],
 ) -> Job:
     """Run the blocks that are left."""
-    total = found.grid.count
+    total, journal = found.grid.count, Journal(folder / FOLDER)
     stage, ended = Stage("blocks", len(left)), 0
-    stopping = False
-
-    def stop() -> bool:
-        return stopping or should_stop() or lock.is_lost()
-
-    happenings = workers.run(str(folder.absolute()), left, lock.token, stop)
+    stopping = Stopping(folder / FOLDER, lock, should_stop)
+    happenings = workers.run(str(folder.absolute()), left, lock.token, stopping)
     try:
         for happened in happenings:
             if happened is None:
@@ -272,28 +312,49 @@ def _compute(
             if not happened.ended:
                 yield Blocks((happened.index,), "running")
                 continue
-            if isinstance(happened.error, DiskFull):
-                raise happened.error
+            if isinstance(happened.error, StorageError | InvalidInput):
+                raise _for_all(happened.error, folder, found, len(left) - ended)
             if isinstance(happened.error, Cancelled):
+                stopping.now()  # somebody else has told it to
                 yield Blocks((happened.index,), "left")
                 continue
             ended += 1
-            yield Blocks((happened.index,), "failed" if happened.error else "done")
             if happened.error is not None:
+                _note(journal, happened.index, happened.error)
                 yield Message(str(happened.error), "warning")
+            yield Blocks((happened.index,), "failed" if happened.error else "done")
             yield stage.progress(ended, done=total - len(left) + ended)
+    except BaseException:
+        stopping.now()
+        raise
     finally:
-        stopping = True
-        (folder / FOLDER / STOP).touch()
         happenings.close()
-        (folder / FOLDER / STOP).unlink(missing_ok=True)
-    if lock.is_lost():
-        raise JobError(f"{folder}: another client has taken this job over")
-    if should_stop():
+        stopping.over()
+    if not lock.is_held():
+        raise _taken(folder)
+    if stopping():
         raise Cancelled(
-            f"stopped; {Journal(folder / FOLDER).count()} of {total} blocks are done, 'invprior "
+            f"stopped; {journal.count()} of {total} blocks are done, 'invprior "
             f"resume {folder}' goes on"
         )
+
+
+def _for_all(error: Exception, folder: Path, found: Plan, left: int) -> Exception:
+    """What to raise for an error that no other block would escape."""
+    if not isinstance(error, DiskFull):
+        return error
+    rest = sum(image.bytes for image in found.images(folder)) * left // found.grid.count
+    return DiskFull(
+        f"{error}; the {left} blocks that are left need up to {readable(rest)}: make room, and "
+        f"'invprior resume {folder}' goes on"
+    )
+
+
+def _note(journal: Journal, index: int, error: Exception) -> None:
+    """Note a failure that its worker may not have noted: it died, or could not start."""
+    if index not in journal.failed():
+        with suppress(JobError):
+            journal.record(Entry(index=index, error=str(error) or type(error).__name__))
 
 
 def _outcome(folder: Path, found: Plan, images: list[BlockedImage], begin: float) -> Outcome:

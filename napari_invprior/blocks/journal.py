@@ -1,5 +1,8 @@
 """Which blocks are done: one small file for each, written whole or not at all.
 
+An entry says its block and carries a checksum. One that is damaged, or lies under another name,
+counts as none: its block is computed again.
+
 Examples
 --------
 >>> import tempfile
@@ -11,16 +14,15 @@ Examples
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
 from napari_invprior.blocks.folder import DONE, FAILED
-from napari_invprior.io.files import write_atomic
+from napari_invprior.blocks.sealed import sealed, unsealed
+from napari_invprior.io.files import leftovers, write_atomic
 from napari_invprior.io.omezarr_read import plain
 from napari_invprior.parameters import Parameters, parameter
 
@@ -60,10 +62,18 @@ class Journal:
     def record(self, entry: Entry) -> None:
         """Note that a block is done, or failed where the entry has an error."""
         place = self._failed if entry.error else self._done
-        text = json.dumps(plain(entry.model_dump(mode="json")))
-        write_atomic(place / _name(entry.index), text.encode())
+        text = sealed(plain(entry.model_dump(mode="json")))
+        write_atomic(place / _name(entry.index), text)
         if not entry.error:
             self.forget_failure(entry.index)
+
+    def clean(self) -> None:
+        """Remove what writers that were killed left behind, and entries that cannot be read."""
+        for folder in (self._done, self._failed):
+            unreadable = [path for path in folder.glob("*.json") if _entry(path) is None]
+            for path in (*leftovers(folder), *unreadable):
+                with suppress(OSError):
+                    path.unlink()
 
     def forget_failure(self, index: int) -> None:
         """A block is to be tried again."""
@@ -81,7 +91,7 @@ class Journal:
 
     def is_done(self, index: int) -> bool:
         """Whether a block is."""
-        return (self._done / _name(index)).is_file()
+        return _entry(self._done / _name(index)) is not None
 
     def count(self) -> int:
         """How many are done."""
@@ -98,10 +108,17 @@ def _name(index: int) -> str:
 
 def _entries(folder: Path) -> Iterator[Entry]:
     for path in sorted(folder.glob("*.json")):
-        try:
-            if path.stat().st_size > LARGEST_ENTRY:
-                continue
-            data: Any = json.loads(path.read_bytes())
-            yield Entry.model_validate(data)
-        except (OSError, ValueError, ValidationError):
-            continue
+        entry = _entry(path)
+        if entry is not None:
+            yield entry
+
+
+def _entry(path: Path) -> Entry | None:
+    """What a file says, if it can be believed."""
+    try:
+        if path.stat().st_size > LARGEST_ENTRY:
+            return None
+        entry = Entry.model_validate(unsealed(path.read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        return None
+    return entry if path.name == _name(entry.index) else None

@@ -21,13 +21,23 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from napari_invprior.blocks.grid import Block, BlockGrid
-from napari_invprior.errors import JobError
+from napari_invprior.errors import DiskFull
 from napari_invprior.geometry import Geometry
-from napari_invprior.io.files import readable, swap, sync, write_atomic
+from napari_invprior.io.files import (
+    FULL,
+    readable,
+    swap,
+    sync,
+    sync_tree,
+    write_atomic,
+    writing,
+)
 from napari_invprior.io.omezarr import CHUNK, TOP, halved, multiscale, omero
 from napari_invprior.io.omezarr_read import ATTRIBUTE, plain
 from napari_invprior.parameters import Parameters, parameter
 
+GROWING = "-incomplete"
+"""Ending of the names of groups that are not whole yet."""
 SMALLEST_SHARD = {2: 32, 3: 8}
 """Edge of a block at the coarsest level that it writes itself."""
 
@@ -41,10 +51,6 @@ class Output(Parameters):
     role: str = parameter("result", "As in a layer.")
     dtype: str = parameter("float32", "Type of the samples.")
     channels: int | None = parameter(None, "Channels; none for an image without that axis.")
-
-
-class DiskFull(JobError):
-    """There is no room for a block; the work can go on when there is."""
 
 
 class BlockedImage:
@@ -62,7 +68,7 @@ class BlockedImage:
 
     def __init__(self, group: Path, output: Output, grid: BlockGrid) -> None:
         self.group, self.output, self.grid = group, output, grid
-        self.growing = group.with_name(f"{group.name}-incomplete")
+        self.growing = group.with_name(group.name + GROWING)
         self._ndim = len(grid.image)
         self._edges = tuple(  # of the blocks, in image samples
             c * f if n > c else image
@@ -104,13 +110,25 @@ class BlockedImage:
 
     def create(self, geometry: Geometry, attributes: dict[str, Any],
                value_range: tuple[float, float]) -> None:
-        """Make the empty levels; what an earlier run left unfinished there is removed."""
+        """Make the empty levels; what an earlier run left unfinished there is removed.
+
+        Raises
+        ------
+        DiskFull, JobError
+            If they cannot be written.
+        """
         root = self.group.parent
-        root.mkdir(parents=True, exist_ok=True)
-        if not (root / "zarr.json").exists():
-            write_atomic(root / "zarr.json", b'{"zarr_format": 3, "node_type": "group"}')
-        if self.growing.exists():
-            shutil.rmtree(self.growing)
+        with writing(self.growing):
+            root.mkdir(parents=True, exist_ok=True)
+            if not (root / "zarr.json").exists():
+                write_atomic(root / "zarr.json", b'{"zarr_format": 3, "node_type": "group"}')
+            if self.growing.exists():
+                shutil.rmtree(self.growing)
+            self._make_levels(geometry, attributes, value_range)
+        self._levels = []
+
+    def _make_levels(self, geometry: Geometry, attributes: dict[str, Any],
+                     value_range: tuple[float, float]) -> None:
         store = zarr.open_group(self.growing, mode="w", zarr_format=3)
         leading = self._leading()
         for level in range(self.own_levels):
@@ -128,7 +146,6 @@ class BlockedImage:
                 fill_value=np.nan if np.dtype(self.output.dtype).kind == "f" else 0,
             )
         self._describe(store, geometry, attributes, value_range, self.own_levels, complete=False)
-        self._levels = []
 
     def _leading(self) -> tuple[int, ...]:
         frames = () if self.grid.frames == 1 else (self.grid.frames,)
@@ -156,11 +173,22 @@ class BlockedImage:
         store.attrs.put(plain({"ome": ome, ATTRIBUTE: {**attributes, **own}}))
 
     @property
+    def is_finished(self) -> bool:
+        """Whether `finish` has put it in its place."""
+        return self.group.is_dir()
+
+    @property
+    def place(self) -> Path:
+        """Where its files are now."""
+        return self.group if self.is_finished else self.growing
+
+    @property
     def levels(self) -> list[Any]:
-        """The arrays, the finest first: those that are growing, or the finished ones."""
+        """The arrays, the finest first: those that blocks write, or all of the finished ones."""
         if not self._levels:
-            place = self.growing if self.growing.exists() else self.group
-            count = sum(1 for _ in place.glob("[0-9]*"))
+            place, count = self.place, self.own_levels
+            while self.is_finished and (place / str(count)).is_dir():
+                count += 1
             self._levels = [
                 zarr.open_array(place / str(level), mode="r+") for level in range(count)
             ]
@@ -189,7 +217,11 @@ class BlockedImage:
         ------
         DiskFull
             If there is no room; the block counts as not done.
+        FileNotFoundError
+            If the image does not grow here any more: its drive is gone, or it is finished.
         """
+        if not self.growing.is_dir():  # zarr would make the folders anew
+            raise FileNotFoundError(errno.ENOENT, "the image is gone", str(self.growing))
         frame = () if self.grid.frames == 1 else (block.frame,)
         channels = () if self.output.channels is None else (slice(None),)
         files: list[tuple[str, int]] = []
@@ -205,11 +237,10 @@ class BlockedImage:
                 array[(*frame, *channels, *places)] = values
                 files += self._flushed(shards)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
+                needed = self.bytes // self.grid.count
                 raise DiskFull(
-                    f"{self.growing}: the disk is full; a block needs "
-                    f"{readable(int(values.nbytes * 1.2))}, the rest {readable(self.bytes)}: free "
-                    "some and resume"
+                    f"{self.growing}: the disk is full; a block needs up to {readable(needed)}"
                 ) from error
             raise
         return files
@@ -247,6 +278,8 @@ class BlockedImage:
 
     def clean(self) -> None:
         """Remove what writers that were killed left behind."""
+        if self.is_finished:
+            shutil.rmtree(self.growing, ignore_errors=True)
         for path in self.growing.rglob("*.partial"):
             path.unlink(missing_ok=True)
 
@@ -254,14 +287,32 @@ class BlockedImage:
 
     def finish(self, geometry: Geometry, attributes: dict[str, Any],
                value_range: tuple[float, float]) -> None:
-        """Make the levels that are left, and put the group in its place."""
-        store = zarr.open_group(self.growing, mode="r+")
-        level = self.own_levels
-        while max(self._shape(level - 1)) > TOP[self._ndim]:
-            self._coarser(store, level)
-            level += 1
-        self._describe(store, geometry, attributes, value_range, level, complete=True)
-        swap(self.growing, self.group)
+        """Make the levels that are left, and put the group in its place.
+
+        Raises
+        ------
+        DiskFull, JobError
+            If they cannot be written; what the blocks have written stays.
+        """
+        with writing(self.growing):
+            store = zarr.open_group(self.growing, mode="r+")
+            level = self.own_levels
+            while max(self._shape(level - 1)) > TOP[self._ndim]:
+                self._coarser(store, level)
+                level += 1
+            self._describe(store, geometry, attributes, value_range, level, complete=True)
+            self.clean()
+            sync_tree(self.growing)  # all of it is on the disk before it counts as whole
+            swap(self.growing, self.group)
+            sync(self.group.parent)
+        self._levels = []
+
+    def reopen(self) -> None:
+        """Let a finished image grow again: some of its files are gone."""
+        with writing(self.growing):
+            if self.growing.exists():
+                shutil.rmtree(self.growing)
+            self.group.rename(self.growing)
         self._levels = []
 
     def _coarser(self, store: zarr.Group, level: int) -> None:
@@ -290,6 +341,17 @@ class BlockedImage:
             )
             values = halved(fine[(*lead, *source)], self._ndim, self.output.kind == "labels")
             coarse[(*lead, *(slice(a, b) for a, b in zip(start, stop, strict=True)))] = values
+
+
+def is_begun(path: Path) -> bool:
+    """Whether something in ``result.ome.zarr`` holds no image that is whole.
+
+    Examples
+    --------
+    >>> is_begun(Path("a.zarr/mean-incomplete")), is_begun(Path("a.zarr/mean"))
+    (True, False)
+    """
+    return path.name.endswith(GROWING) or path.name == "zarr.json"
 
 
 def _largest_divisor(edge: int, most: int) -> int:

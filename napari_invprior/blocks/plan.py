@@ -18,6 +18,7 @@ from napari_invprior.blocks.folder import FOLDER, PLAN, RESULT
 from napari_invprior.blocks.grid import BlockGrid
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.output import BlockedImage, Output
+from napari_invprior.blocks.sealed import sealed, unsealed
 from napari_invprior.errors import InvalidInput, OutOfMemory
 from napari_invprior.geometry import Geometry
 from napari_invprior.io.files import read_bytes, refusing, write_atomic
@@ -111,8 +112,8 @@ class Plan(Parameters):
 
     def save(self, folder: Path) -> None:
         """Write the plan into ``folder/job``."""
-        text = json.dumps(plain(self.model_dump(mode="json")), indent=1)
-        write_atomic(folder / FOLDER / PLAN, text.encode())
+        text = sealed(plain(self.model_dump(mode="json")), indent=1)
+        write_atomic(folder / FOLDER / PLAN, text)
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -127,7 +128,7 @@ class Plan(Parameters):
         if not path.is_file():
             raise InvalidInput(f"{folder} holds no job ({FOLDER}/{PLAN}); give a folder of a job")
         with refusing(path):
-            data = json.loads(read_bytes(path, LARGEST_FILE))
+            data = unsealed(read_bytes(path, LARGEST_FILE))
         return validate(cls, data, str(path))
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -20,12 +21,14 @@ from napari_invprior.jobs import ShouldStop
 
 TICK = 0.2
 """Seconds after which a pool looks whether it was stopped."""
-LOST = 10
-"""So many workers may die over one block before it counts as failed."""
+SUSPECT, LOST = 2, 5
+"""So many workers die with a block before it is computed alone, and before it counts as failed."""
 PREFETCH = 2
 """Blocks that are handed to each worker of a cluster at once."""
 FAREWELL = 10.0
 """Seconds that running blocks get to notice that they were stopped."""
+PATIENCE = 120.0
+"""Seconds that a cluster may have no worker."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class Threads(Pool):
                     return
                 ended, _ = wait(running, TICK, FIRST_COMPLETED)
                 for future in ended:
-                    yield _told(running.pop(future), future)
+                    index = running.pop(future)
+                    yield Happened(index, ended=True, error=_error(index, future.exception()))
                 if not ended:
                     yield None
         finally:
@@ -120,10 +124,11 @@ class Threads(Pool):
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _told(index: int, future: Any) -> Happened:
-    """How a future ended."""
-    error = future.exception()
-    return Happened(index, ended=True, error=error if isinstance(error, Exception) else None)
+def _error(index: int, error: BaseException | None) -> Exception | None:
+    """What a block ended with; an interrupt in a worker is an error like others."""
+    if error is None or isinstance(error, Exception):
+        return error
+    return JobError(f"block {index}: {type(error).__name__}")
 
 
 class Cluster(Pool):
@@ -159,9 +164,7 @@ class Cluster(Pool):
             ) from None
         self._distributed: Any = distributed
         self.threads, self._resources = threads, {"GPU": 1} if gpu else {}
-        self._cluster: Any = None
-        if address is None:
-            self._cluster = self._local(workers)
+        self._cluster: Any = self._local(workers) if address is None else None
         try:
             options = {"timeout": 20, "set_as_default": False}
             if address is not None and os.path.exists(address):  # noqa: PTH110
@@ -169,6 +172,7 @@ class Cluster(Pool):
             else:
                 self._client = distributed.Client(self._cluster or address, **options)
         except (OSError, TimeoutError, ValueError) as error:
+            self._close_local()
             raise InvalidInput(
                 f"no dask scheduler answers at {address!r} ({error}); start one with 'dask "
                 "scheduler', workers with 'dask worker ADDRESS', and give its address"
@@ -180,7 +184,7 @@ class Cluster(Pool):
         import dask
 
         settings = {
-            "distributed.scheduler.allowed-failures": LOST,
+            "distributed.scheduler.allowed-failures": 0,  # deaths are counted here
             "distributed.worker.daemon": True,
             "distributed.admin.log-format": "%(message)s",
         }
@@ -202,38 +206,66 @@ class Cluster(Pool):
     def run(
         self, folder: str, indices: Iterable[int], token: str, should_stop: ShouldStop
     ) -> Generator[Happened | None, None, None]:
-        left, running = iter(indices), dict[Any, int]()
-        lost: dict[int, int] = {}
-        waited = time.monotonic()
+        waiting, suspects = deque(indices), deque[int]()
+        running, deaths = dict[Any, int](), Counter[int]()
+        since = time.monotonic()
         try:
-            while not should_stop():
-                self.workers = max(1, self._count())
-                while len(running) < PREFETCH * self.workers:
-                    index = next(left, None)
-                    if index is None:
-                        break
+            while not should_stop() and (waiting or suspects or running):
+                while waiting and len(running) < PREFETCH * self.workers and self._is_connected():
+                    index = waiting.popleft()
                     running[self._submit(folder, index, token)] = index
                     yield Happened(index, ended=False)
-                if not running:
-                    return
+                if suspects and not waiting and not running and self._is_connected():
+                    index = suspects.popleft()
+                    running[self._submit(folder, index, token)] = index
                 ended = self._ended(running)
                 for future in ended:
                     index = running.pop(future)
-                    happened = _told(index, future)
-                    if self._was_lost(happened.error) and lost.get(index, 0) < LOST:
-                        lost[index] = lost.get(index, 0) + 1
-                        running[self._submit(folder, index, token)] = index
-                        continue
-                    yield happened
-                if ended:
-                    waited = time.monotonic()
-                else:
-                    self._require_workers(waited)
+                    happened = self._told(index, future, deaths)
+                    if happened is not None:
+                        yield happened
+                    elif deaths[index] < SUSPECT:
+                        waiting.append(index)
+                    else:
+                        suspects.append(index)
+                since = time.monotonic() if ended else since
+                self._require_workers(since)
+                if not ended:
                     yield None
         finally:
-            with suppress(Exception):  # the scheduler may be gone
-                self._client.cancel(list(running))
-                self._leave(running)
+            self._leave(running)
+
+    def _is_connected(self) -> bool:
+        """Whether the scheduler can be reached now.
+
+        Raises
+        ------
+        JobError
+            If it could not for long.
+        """
+        if self._client.status == "closed":
+            raise JobError("the dask scheduler is gone; start it again, and resume")
+        return bool(self._client.status == "running")
+
+    def _told(self, index: int, future: Any, deaths: Counter[int]) -> Happened | None:
+        """How a block ended; None where it was lost, with its worker or the scheduler.
+
+        A worker takes the blocks with it that it had not begun. So a block that was there more
+        than once is a suspect, and computed while no other one is.
+        """
+        if future.status == "finished":
+            return Happened(index, ended=True)
+        if future.status != "error":
+            return None
+        error = future.exception()
+        if not isinstance(error, self._distributed.KilledWorker):
+            return Happened(index, ended=True, error=_error(index, error))
+        deaths[index] += error.allowed_failures + 1
+        if deaths[index] < LOST:
+            return None
+        return Happened(index, ended=True, error=JobError(
+            f"block {index}: {deaths[index]} workers died over it (no memory, or a crash)"
+        ))
 
     def _submit(self, folder: str, index: int, token: str) -> Any:
         return self._client.submit(
@@ -248,29 +280,32 @@ class Cluster(Pool):
             time.sleep(TICK / 10)
         return [future for future in running if future.done()]
 
-    def _was_lost(self, error: Exception | None) -> bool:
-        return isinstance(error, self._distributed.KilledWorker)
-
     def _require_workers(self, since: float) -> None:
-        """Give up when the cluster has had no worker for long."""
-        if self._count() == 0 and time.monotonic() - since > 120:
+        """Count the workers; give up when the cluster has had none for long."""
+        count = self._count()
+        self.workers = max(1, count)
+        if count == 0 and time.monotonic() - since > PATIENCE:
             what = " with the resource GPU" if self._resources else ""
             raise JobError(
                 f"the cluster has had no worker{what} for two minutes; start some and resume"
             )
 
     def _leave(self, running: dict[Any, int]) -> None:
-        """Wait until no worker computes any more."""
+        """Wait until the workers have noticed that they shall stop, and give up what is left."""
         end = time.monotonic() + FAREWELL
-        while time.monotonic() < end:
-            busy = self._client.processing()
-            if not any("block-" in str(key) for keys in busy.values() for key in keys):
-                return
+        while time.monotonic() < end and self._client.status == "running":
+            if all(future.done() for future in running):
+                break
             time.sleep(TICK)
+        with suppress(Exception):  # the scheduler may be gone
+            self._client.cancel(list(running))
 
     def close(self) -> None:
         with suppress(Exception):
             self._client.close(timeout=5)
+        self._close_local()
+
+    def _close_local(self) -> None:
         if self._cluster is not None:
             with suppress(Exception):
                 self._cluster.close(timeout=10)

@@ -8,32 +8,47 @@ worker held.
 from __future__ import annotations
 
 import errno
+import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from napari_invprior import registry
-from napari_invprior.blocks.folder import FOLDER, PLAN, PRIOR, STOP
+from napari_invprior.blocks.folder import FOLDER, PLAN, PRIOR
 from napari_invprior.blocks.grid import Block
 from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.journal import Entry, Journal
-from napari_invprior.blocks.lock import holder
-from napari_invprior.blocks.output import BlockedImage, DiskFull
+from napari_invprior.blocks.output import BlockedImage
 from napari_invprior.blocks.plan import Plan
+from napari_invprior.blocks.stopping import Asked, check
 from napari_invprior.blocks.work import Agreed, Done, compute
-from napari_invprior.errors import Cancelled, InvPriorError, JobError, OutOfMemory
+from napari_invprior.errors import (
+    Cancelled,
+    InvPriorError,
+    JobError,
+    OutOfMemory,
+    StorageError,
+)
 from napari_invprior.io.bundles import load_prior
-from napari_invprior.io.files import ATTEMPTS, PASSING, PAUSE
+from napari_invprior.io.files import PASSING, PAUSE
 from napari_invprior.jobs import Job, Result, ShouldStop, never, run
 from napari_invprior.recipes.device import choose_device
 
-LOOK_EVERY = 0.5
+T = TypeVar("T")
+
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV}
+"""Errors of a drive that is not there: nothing can be read or written."""
+MAY_PASS = PASSING | GONE
+PATIENCE = 5
+"""Attempts again, after 0.2, 0.4, ... s: six seconds in all."""
 HALVINGS = 4
 """So often a block is halved when memory runs out."""
 
@@ -107,75 +122,83 @@ def run_block(folder: str, index: int, token: str = "", stop: ShouldStop = never
     ------
     Cancelled
         If it was stopped.
-    DiskFull
-        If there is no room to write.
+    StorageError
+        If the disk is full, or a drive is gone and does not come back in a few seconds; no other
+        block can be computed either.
+    InvalidInput
+        If the job or its input cannot be used any more.
     JobError
         If it failed; that is noted as well.
     """
-    here = workplace(Path(folder))
-    torch.set_num_threads(here.plan.threads)
+    asked = Asked(Path(folder), token, stop)
+    asked.check()
+    begin = time.monotonic()
+    here = _with_retries(lambda: workplace(Path(folder)), asked)
     if here.journal.is_done(index):
         return index
-    asked = _Asked(here.folder, token, stop)
-    begin = time.monotonic()
-    block = here.plan.grid.block(index)
+    torch.set_num_threads(here.plan.threads)
     try:
-        values, done, parts = _with_retries(lambda: _computed(here, block, asked))
-        asked.check()
-        files: list[tuple[str, int]] = []
-        for image, array in zip(here.images, values, strict=True):
-            found = _with_retries(lambda i=image, a=array: i.write(block, a))  # type: ignore[misc]
-            files += [(f"{image.output.name}/{name}", size) for name, size in found]
-        asked.check()
-        here.journal.record(Entry(
-            index=index, files=tuple(files), seconds=time.monotonic() - begin, parts=parts,
-            figures=done.figures, notes=done.notes,
-        ))
-    except (Cancelled, DiskFull):
+        entry = _done(here, index, asked, begin)
+        _with_retries(lambda: here.journal.record(entry), asked)
+    except (Cancelled, StorageError):
         raise
     except Exception as error:  # whatever it is, the other blocks can be computed
         reason = str(error) or type(error).__name__
         known = isinstance(error, InvPriorError)
         reason = reason if known else f"{type(error).__name__}: {reason}"
-        here.journal.record(Entry(index=index, error=reason, seconds=time.monotonic() - begin))
+        with suppress(JobError):  # the client notes it once more
+            here.journal.record(Entry(index=index, error=reason, seconds=time.monotonic() - begin))
         raise JobError(f"block {index}: {reason}") from error
     return index
 
 
-class _Asked:
-    """Whether to stop: the caller says so, the stop file is there, or the job has another owner."""
-
-    def __init__(self, folder: Path, token: str, stop: ShouldStop) -> None:
-        self._folder, self._token, self._stop = folder / FOLDER, token, stop
-        self._looked, self._found = -LOOK_EVERY, False
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if not self._found and now - self._looked >= LOOK_EVERY:
-            self._looked = now
-            self._found = (self._folder / STOP).exists() or self._taken()
-        return self._found or self._stop()
-
-    def _taken(self) -> bool:
-        found = holder(self._folder) if self._token else None
-        return found is not None and found.get("token") != self._token
-
-    def check(self) -> None:
-        self._looked = -LOOK_EVERY
-        if self():
-            raise Cancelled("stopped; blocks that are done stay")
+def _done(here: Workplace, index: int, asked: Asked, begin: float) -> Entry:
+    """Compute a block and write its shards; what is to be noted of it."""
+    block = here.plan.grid.block(index)
+    values, done, parts = _with_retries(lambda: _computed(here, block, asked), asked)
+    files: list[tuple[str, int]] = []
+    for image, array in zip(here.images, values, strict=True):
+        asked.check()
+        write = partial(image.write, block, array)
+        found = _with_retries(write, asked)
+        files += [(f"{image.output.name}/{name}", size) for name, size in found]
+    asked.check()
+    return Entry(
+        index=index, files=tuple(files), seconds=time.monotonic() - begin, parts=parts,
+        figures=done.figures, notes=done.notes,
+    )
 
 
-def _with_retries(work: Callable[[], Any]) -> Any:
-    """Call ``work`` again while the drive reports errors that may pass."""
-    for attempt in range(ATTEMPTS - 1):
+def _with_retries(work: Callable[[], T], asked: Asked) -> T:
+    """Call ``work`` again while a drive reports errors that may pass, or files are not there.
+
+    Raises
+    ------
+    StorageError
+        If files are still not there.
+    Cancelled
+        If it was stopped in between.
+    """
+    for attempt in range(PATIENCE):
         try:
             return work()
-        except OSError as error:
-            if error.errno not in PASSING or error.errno == errno.ENOSPC:
+        except (OSError, InvPriorError) as error:
+            if _number(error) not in MAY_PASS:
                 raise
-            time.sleep(PAUSE * 2**attempt)
-    return work()
+            asked.wait(PAUSE * 2**attempt)
+    try:
+        return work()
+    except (OSError, InvPriorError) as error:
+        if _number(error) not in GONE:
+            raise
+        raise StorageError(f"{platform.node()}: {error}; is the drive there?") from error
+
+
+def _number(error: BaseException | None) -> int | None:
+    """Number of the operating system's error that is behind one of ours."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return None if error is None else error.errno
 
 
 def _computed(here: Workplace, block: Block, asked: ShouldStop) -> tuple[list[Any], Done, int]:
@@ -186,7 +209,7 @@ def _computed(here: Workplace, block: Block, asked: ShouldStop) -> tuple[list[An
         try:
             for part in parts:
                 done = run(_part(here, part, asked))
-                _check(asked)
+                check(asked)
                 arrays = arrays or [
                     np.empty((*a.shape[: a.ndim - len(block.target)], *_size(block)), a.dtype)
                     for a in done[1]
@@ -203,11 +226,6 @@ def _computed(here: Workplace, block: Block, asked: ShouldStop) -> tuple[list[An
                 raise
         parts = [half for part in parts for half in _halves(here.plan, part)]
     raise AssertionError
-
-
-def _check(asked: ShouldStop) -> None:
-    if asked():
-        raise Cancelled("stopped; blocks that are done stay")
 
 
 def _size(block: Block) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ cannot run code are used.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import stat
@@ -65,7 +66,7 @@ class ConfinedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         self._check(key, byte_range)
-        return await super().get(key, prototype, byte_range)
+        return self._there(await super().get(key, prototype, byte_range))
 
     async def get_partial_values(
         self,
@@ -75,11 +76,17 @@ class ConfinedStore(LocalStore):
         wanted = list(key_ranges)
         for key, byte_range in wanted:
             self._check(key, byte_range)
-        return await super().get_partial_values(prototype, wanted)
+        return [self._there(b) for b in await super().get_partial_values(prototype, wanted)]
 
     def get_sync(self, key: str, **told: Any) -> Buffer | None:
         self._check(key, told.get("byte_range"))
-        return super().get_sync(key, **told)
+        return self._there(super().get_sync(key, **told))
+
+    def _there(self, found: Buffer | None) -> Buffer | None:
+        """What was read; a chunk that is missing is none where its drive is gone."""
+        if found is None and not self.root.is_dir():
+            raise OSError(errno.ESTALE, "the folder is gone", str(self.root))
+        return found
 
     def _check(self, key: str, byte_range: ByteRequest | None) -> None:
         """Refuse what lies outside, is no file, or is larger than anything that belongs here."""

@@ -29,8 +29,8 @@ Window = tuple[slice, ...]
 
 LOOKED_AT, WINDOWS = 1_000_000, 48
 """Samples, in so many windows, from which the range of values is told."""
-FINGERPRINT = 12
-"""Windows whose samples go into the digest."""
+FINGERPRINT, WHOLE = 12, 1 << 24
+"""Windows whose samples go into the digest, and samples up to which all of them do."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,13 @@ class Volume:
         return value_range_of(np.concatenate([values.ravel() for values in some]), self.name)
 
     def digest(self) -> str:
-        """SHA-256 of shape, type and the samples of some windows: enough to notice a change."""
+        """SHA-256 of shape, type and samples: all of them, or those of windows all over it."""
         digest = hashlib.sha256(f"{self.shape}{self.dtype.str}".encode())
-        for place in self.windows(FINGERPRINT, LOOKED_AT // 4, seed=1):
+        everything = tuple(slice(0, n) for n in self.space)
+        places = self.windows(FINGERPRINT, LOOKED_AT // 4, seed=1)
+        if math.prod(self.shape) <= WHOLE:
+            places = ((frame, everything) for frame in range(self.shape[0]))
+        for place in places:
             digest.update(np.ascontiguousarray(self.read(*place)).data)
         return digest.hexdigest()
 
