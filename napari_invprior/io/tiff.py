@@ -11,7 +11,12 @@ import tifffile
 from napari_invprior.errors import FileRefused
 from napari_invprior.io.files import within_limit
 from napari_invprior.io.raw import Raw
-from napari_invprior.io.tiff_guard import check_segments, check_texts, walk
+from napari_invprior.io.tiff_guard import (
+    check_segments,
+    check_texts,
+    sort_in_linear_time,
+    walk,
+)
 
 
 def read_tiff(path: Path, limit: int | None) -> Raw:
@@ -23,6 +28,7 @@ def read_tiff(path: Path, limit: int | None) -> Raw:
     walk(path)
     # Files that a multi-file series names are not opened: they may lie anywhere.
     with tifffile.TiffFile(path, _multifile=False, is_ndtiff=False, is_mmstack=False) as tif:
+        sort_in_linear_time(tif)
         check_texts(tif, path.name)
         series = tif.series[0]
         shape, name = tuple(int(n) for n in series.shape), path.name

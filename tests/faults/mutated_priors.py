@@ -115,7 +115,7 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Saved], lim
                              _tensor, _tensor, _numbers, _shape))  # fmt: skip
         try:
             what = action(saved, rng)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError):
             what = "nothing to change"  # an earlier mutation left no such part
         done.append(f"{action.__name__[1:]}: {what}")
     if rng.random() < 0.35:

@@ -86,7 +86,7 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Any], limit
                              _setting, _add))
         try:
             what = action(data, rng, folder / "files")
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             what = "nothing to change"  # an earlier mutation left no such part
         done.append(f"{action.__name__[1:]}: {what}")
     text = text_of(data)

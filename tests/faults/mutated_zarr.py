@@ -49,7 +49,7 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Tree], limi
                              _chunk, _chunk, _bomb, _files, _files, _path))  # fmt: skip
         try:
             what = action(tree, rng)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             what = "nothing to change"  # an earlier mutation left no such part
         done.append(f"{action.__name__[1:]}: {what}")
     store = emptied(folder / "case") / "store.zarr"
