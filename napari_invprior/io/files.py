@@ -117,13 +117,16 @@ def existing(path: Path) -> Path:
         If there is nothing, or it may not be read.
     """
     try:
-        path.stat()
+        found = path.stat()
     except FileNotFoundError as error:
         raise InvalidInput(f"{path}: no such file (in {Path.cwd()})") from error
     except OSError as error:
         raise InvalidInput(f"{str(path)[:200]}: {error.strerror or error}") from error
-    if not path.is_file() and not path.is_dir():  # who opens a pipe may wait for ever
+    # Who opens a pipe may wait for ever, and who reads a file of the kernel, which has no size.
+    if not path.is_file() and not path.is_dir():
         raise InvalidInput(f"{path}: a pipe or device; give a file or folder")
+    if path.is_file() and found.st_size == 0:
+        raise FileRefused(f"{path.name}: is empty")
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path}: permission to read is missing")
     return path

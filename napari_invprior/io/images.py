@@ -186,8 +186,6 @@ def _open(path: Path, source: Source, limit: int | None) -> Raw:
         if source.key is None and not omezarr_read.is_store(path) and tiff_folder.slices_in(path):
             return tiff_folder.read_folder(path, limit)
         return omezarr_read.open_level(path, source.key, limit)
-    if path.stat().st_size == 0:  # files of the system may be read for ever
-        raise FileRefused(f"{path.name}: is empty; {KINDS} can be read")
     with path.open("rb") as file:
         head = file.read(8)
     readers: dict[bytes, Callable[[], Raw]] = {

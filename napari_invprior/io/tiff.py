@@ -14,7 +14,12 @@ from napari_invprior.errors import FileRefused
 from napari_invprior.io.files import refusing, within_limit
 from napari_invprior.io.planes import Planes
 from napari_invprior.io.raw import Mapped, Raw
-from napari_invprior.io.tiff_guard import check_segments, check_texts, walk
+from napari_invprior.io.tiff_guard import (
+    check_segments,
+    check_texts,
+    sort_in_linear_time,
+    walk,
+)
 
 
 def read_tiff(path: Path, limit: int | None) -> Raw:
@@ -25,6 +30,7 @@ def read_tiff(path: Path, limit: int | None) -> Raw:
     """
     walk(path)
     tif = _opened(path)
+    sort_in_linear_time(tif)
     check_texts(tif, path.name)
     series = tif.series[0]
     notes: tuple[str, ...] = ()

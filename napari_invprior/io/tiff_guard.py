@@ -27,6 +27,9 @@ MAX_TAGS = 4096
 MAX_KINDS = 1000
 """Images of another size or type in one file; finding pyramids among them takes their square."""
 
+MAX_COMPARED, MAX_SORTED = 1000, 10_000
+"""Directories that are compared with each other, and that are sorted at all."""
+
 MAX_PLANES = 1_000_000
 """Planes that OME metadata may name, in all and per entry."""
 
@@ -156,6 +159,40 @@ class _Directories:
         return self.file.read(length)
 
 
+# ---- sorting
+
+
+def sort_in_linear_time(tif: Any) -> None:
+    """Let a file sort its directories in linear time where they are of several kinds.
+
+    The library compares each one with all others of its kind, and keeps every entry of them.
+    """
+    usual = tif._series_generic
+
+    def sorted_series() -> Any:
+        count = len(tif.pages)
+        if count <= MAX_COMPARED:
+            return usual()
+        if count > MAX_SORTED:
+            raise FileRefused(
+                f"{tif.filename}: {count} directories of several kinds, or with damaged metadata; "
+                f"at most {MAX_SORTED} of those are sorted: save them as one stack"
+            )
+        tif.pages.useframes = False
+        kinds: dict[int, dict[int, Any]] = {}
+        for page in tif.pages:
+            kinds.setdefault(page.hash, {})[page.offset] = page
+        every = [list(pages.values()) for pages in kinds.values()]
+        return [
+            tifffile.TiffPageSeries(
+                pages, (len(pages), *pages[0].shape), pages[0].dtype, "I" + pages[0].axes
+            )
+            for pages in every if pages[0].shape
+        ]  # fmt: skip
+
+    tif._series_generic = sorted_series
+
+
 # ---- texts
 
 
@@ -241,7 +278,8 @@ def check_segments(series: Any, path: Path, limit: int | None) -> None:
                     f"{path.name}: segments of {key.chunks!s:.80} with compression "
                     f"{key.compression!s:.40}; it is damaged: save it anew"
                 )
-            segment = math.prod(key.chunks) * key.dtype.itemsize if key.dtype is not None else 0
+            samples = math.prod(key.chunks)
+            segment = samples * key.dtype.itemsize if key.dtype is not None else 0
             if segment > limit:
                 raise FileRefused(
                     f"{path.name}: one tile needs {readable(segment)}, the limit is "
@@ -252,7 +290,14 @@ def check_segments(series: Any, path: Path, limit: int | None) -> None:
                     f"{path.name}: {len(page.dataoffsets)} offsets of segments and "
                     f"{len(page.databytecounts)} sizes; it is damaged: save it anew"
                 )
-            packing = _Packing(path.name, int(key.compression), segment, limit)
+            if not {*map(type, page.dataoffsets), *map(type, page.databytecounts)} <= {int}:
+                raise FileRefused(
+                    f"{path.name}: offsets of segments that are no numbers; it is damaged: save it "
+                    "anew"
+                )
+            bits = key.bitspersample if isinstance(key.bitspersample, int) else 8
+            packed = min(segment, -(-samples * bits // 8))  # single bits are spread out afterwards
+            packing = _Packing(path.name, int(key.compression), packed, limit)
             for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
                 if offset < 0 or offset + count > size:
                     raise FileRefused(

@@ -252,7 +252,11 @@ def _claiming(
 
     def unpacked(data: memoryview, budget: _Budget, settings: Mapping[str, Any]) -> bytes:
         del settings
-        budget.check(claimed(data, budget.most))
+        try:
+            size = claimed(data, budget.most)
+        except ValueError as error:
+            raise budget.damage(str(error)) from error
+        budget.check(size)
         return unpack(data)
 
     return unpacked
@@ -283,6 +287,15 @@ def _streaming(new: Callable[[int, int], Any]) -> Callable[..., bytes]:
 
 def _number(data: memoryview, start: int, length: int = 4) -> int:
     return int.from_bytes(data[start : start + length], "little")
+
+
+def _blosc_size(data: memoryview, most: int) -> int:
+    """What blosc unpacks to; refuses chunks that are cut, beyond which the library would read."""
+    del most
+    claimed = _number(data, 12)
+    if len(data) < 16 or not 16 <= claimed <= len(data):
+        raise ValueError(f"it has {len(data)} bytes and claims {claimed}")
+    return _number(data, 4)
 
 
 def _zstd_size(data: memoryview, most: int) -> int:
@@ -321,7 +334,7 @@ def _zstd_size(data: memoryview, most: int) -> int:
 
 
 _UNPACK: dict[str, Callable[..., bytes]] = {
-    "blosc": _claiming(lambda data, _: _number(data, 4), blosc.decompress),
+    "blosc": _claiming(_blosc_size, blosc.decompress),
     "lz4": _claiming(lambda data, _: _number(data, 0), lz4.decompress),
     "zstd": _claiming(_zstd_size, zstd.decompress),
     "gzip": _streaming(lambda *_: zlib.decompressobj(31)),

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
@@ -35,6 +36,11 @@ def templates(folder: Path) -> list[Tree]:
     zarr.save_array(str(outside / "array.zarr"), np.full((16, 16), SECRET, "u1"), zarr_format=2)
     zarr.save_array(str(outside / "array3.zarr"), np.full((16, 16), SECRET, "u1"), zarr_format=3)
     np.save(outside / "x.npy", np.full((16, 16), SECRET, "u1"))
+    raw = np.full((8, 8), SECRET, "<u2")
+    (outside / "chunk.None").write_bytes(raw.tobytes())
+    for codec in ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"):
+        packed = numcodecs.get_codec({"id": codec}).encode(raw)
+        (outside / f"chunk.{codec}").write_bytes(bytes(packed))
     return trees
 
 

@@ -21,6 +21,7 @@ from napari_invprior.priors.base import Measurement, Reference
 from tests.faults.mutations import (
     NUMBERS,
     TEXTS,
+    UNFIT,
     Case,
     emptied,
     hostile,
@@ -115,7 +116,7 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Saved], lim
                              _tensor, _tensor, _numbers, _shape))  # fmt: skip
         try:
             what = action(saved, rng)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        except UNFIT:
             what = "nothing to change"  # an earlier mutation left no such part
         done.append(f"{action.__name__[1:]}: {what}")
     if rng.random() < 0.35:

@@ -18,7 +18,16 @@ from napari_invprior.points import PointSet
 from napari_invprior.recipes.check import check_recipe
 from napari_invprior.recipes.examples import examples, load_example
 from napari_invprior.recipes.model import Recipe
-from tests.faults.mutations import Case, Token, emptied, hostile, mutate_bytes, mutate_json, text_of
+from tests.faults.mutations import (
+    UNFIT,
+    Case,
+    Token,
+    emptied,
+    hostile,
+    mutate_bytes,
+    mutate_json,
+    text_of,
+)
 
 LAYER = {"layer": "low"}
 METHODS = ("physics", "noise", "prior", "solver", "sampler", "flow")
@@ -86,7 +95,7 @@ def make(number: int, rng: random.Random, folder: Path, intact: list[Any], limit
                              _setting, _add))
         try:
             what = action(data, rng, folder / "files")
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except UNFIT:
             what = "nothing to change"  # an earlier mutation left no such part
         done.append(f"{action.__name__[1:]}: {what}")
     text = text_of(data)

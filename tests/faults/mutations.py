@@ -16,6 +16,12 @@ from typing import Any
 
 KINDS = ("zarr", "tiff", "safetensors", "recipe")
 
+UNFIT = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
+    RuntimeError, AssertionError,
+)  # fmt: skip
+"""What a mutation raises where an earlier one left nothing that it could change."""
+
 
 @dataclass(frozen=True)
 class Token:

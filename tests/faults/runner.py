@@ -289,6 +289,7 @@ def _batch(folder: Path, hang: float, plan: list[str]) -> None:
         gc.collect()
         gc.freeze()
         for number in range(int(start), int(stop)):
+            say(kind=kind, number=number, begins=True, done=["the case is made"])
             try:
                 case = make(number)
             except Exception:

@@ -302,7 +302,7 @@ def test_other_files_are_refused_and_run_no_code(tmp_path, kind):
             (np.save if kind == "npy" else np.savez)(file, array)
     else:
         path.write_bytes(b"" if kind == "none" else bytes(range(256)))
-    words = {"npy": "NumPy", "noise": "damaged", "none": "damaged"}.get(kind, "never opened")
+    words = {"npy": "NumPy", "noise": "damaged", "none": "is empty"}.get(kind, "never opened")
     with pytest.raises(FileRefused, match=rf"{path.name}.*{words}"):
         load_prior(path)
     assert not ran.exists()

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 
 from napari_invprior.errors import FileRefused
+from napari_invprior.io import tiff_guard
 from napari_invprior.io.images import load
 from napari_invprior.io.tiff_guard import _packbits_size, check_texts, walk
 from napari_invprior.sources import Source
@@ -194,3 +195,36 @@ def test_a_deflate_stream_that_ends_early(tmp_path):
     path = rewritten(tmp_path / "x.tif", zlib.compress(RAMP.tobytes())[:-9], 8)
     with pytest.raises(FileRefused, match=r"x\.tif"):
         load(Source(path=str(path)))
+
+
+@pytest.mark.parametrize("count", [400, 1200])
+def test_pages_of_two_kinds(tmp_path, count):
+    """Above a thousand they are sorted here, below by the library: the result is the same."""
+    with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
+        for page in range(count):
+            writer.write(np.full((4, 5 if page == 7 else 4), page % 251, "u1"), metadata=None)
+    image = load(Source(path=str(tmp_path / "x.tif")))
+    assert image.space == (count - 1, 4, 4)
+    assert image.array[0, 0, 6:9, 0, 0].tolist() == [6, 8, 9]
+    assert "2 images; the first one is used" in image.facts["notes"][0]
+
+
+def test_too_many_pages_of_two_kinds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiff_guard, "MAX_COMPARED", 5)
+    monkeypatch.setattr(tiff_guard, "MAX_SORTED", 9)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
+        for page in range(10):
+            writer.write(np.zeros((4, 5 if page == 7 else 4), "u1"), metadata=None)
+    refused(tmp_path / "x.tif", "10 directories of several kinds")
+
+
+def test_single_bits_are_measured_as_such(tmp_path):
+    """Eight times what a segment of single bits holds would be spread out to 64 times."""
+    path = rewritten(tmp_path / "x.tif", zlib.compress(bytes(16 << 20)), 8)
+    data = bytearray(path.read_bytes())
+    for entry in Layout(bytes(data)).entries:
+        value = {256: 8000, 257: 1600, 278: 1600, 258: 1}.get(entry.tag)
+        if value is not None:
+            entry.write(data, value=value)
+    path.write_bytes(data)
+    refused(path, r"a segment unpacks to .* holds 1\.5 MiB")

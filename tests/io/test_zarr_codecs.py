@@ -112,6 +112,15 @@ def test_truncated_chunks(tmp_path, codec, cut):
         load(Source(path=str(path)))
 
 
+@pytest.mark.parametrize("claimed", [2**31, 2**32 - 1, 15, 0, 17])
+def test_blosc_reads_nothing_beyond_a_chunk(tmp_path, claimed):
+    """The library is not told where a chunk ends: it would read on, and crash now and then."""
+    chunk = WRITTEN["blosc"][0][:12] + struct.pack("<I", claimed)
+    path = stored(tmp_path / "x.zarr", "blosc", chunk)
+    with pytest.raises(FileRefused, match=f"it has 16 bytes and claims {claimed}"):
+        load(Source(path=str(path)))
+
+
 def test_a_chunk_a_little_too_long(tmp_path):
     path = stored(tmp_path / "x.zarr", "gzip", gzip.compress(bytes(128 + 4097)))
     with pytest.raises(FileRefused, match=r"a chunk unpacks to 4\.1 KiB or more"):
