@@ -64,7 +64,13 @@ def _samples(tif: tifffile.TiffFile, series: Any, path: Path, limit: int | None)
         page = series.pages[number]
         if page is None:  # a plane that was never written
             return np.zeros(plane, series.dtype)
-        return _decoded(path.name, page.asarray)
+        found = _decoded(path.name, page.asarray)
+        if found.shape != plane or found.dtype != series.dtype:
+            raise FileRefused(
+                f"{path.name}: plane {number} is {found.dtype} of shape {found.shape}, the file "
+                f"promises {series.dtype} of {plane}; it is damaged: save it anew"
+            )
+        return found
 
     return Planes(shape, series.dtype, read, len(plane))
 
