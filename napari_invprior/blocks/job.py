@@ -301,7 +301,7 @@ def _compute(
     """Run the blocks that are left."""
     total, journal = found.grid.count, Journal(folder / FOLDER)
     stage, ended = Stage("blocks", len(left)), 0
-    stopping = Stopping(folder / FOLDER, lock, should_stop)
+    stopping = Stopping(folder, lock, should_stop)
     happenings = workers.run(str(folder.absolute()), left, lock.token, stopping)
     try:
         for happened in happenings:
