@@ -40,8 +40,6 @@ ClusterAddress = Annotated[str | None, typer.Option(
 OnlyGpu = Annotated[bool, typer.Option(
     "--gpu", help="Use only workers of the cluster that have the resource GPU.",
 )]
-MAX_RECIPE = 64 << 20
-"""Bytes of a recipe."""
 
 
 @contextmanager
@@ -96,11 +94,12 @@ def _recipe(name: str, settings: list[str]) -> Any:
     """The recipe of a file or the example of that name, with ``--set`` applied."""
     from napari_invprior import recipes
     from napari_invprior.io.files import read_bytes
+    from napari_invprior.recipes.model import LONGEST_TEXT
 
     path = Path(name)
     if path.suffix.lower() == ".json" or path.exists():
         try:
-            recipe = recipes.parse(read_bytes(path, MAX_RECIPE).decode("utf-8"))
+            recipe = recipes.parse(read_bytes(path, LONGEST_TEXT).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"cannot read the recipe {name}: {error}") from None
     else:

@@ -34,8 +34,13 @@ from napari_invprior.transport.riesz_flows.halftone import HalftoneParameters
 
 VERSION = 1
 
-LONGEST_LIST = 100_000
-"""Entries of a list in a recipe."""
+NESTED = {list, tuple, dict}
+
+DEEPEST = 100
+"""Lists and tables inside one another in a recipe."""
+
+LONGEST_LIST, LONGEST_TEXT = 100_000, 16 << 20
+"""Entries of a list in a recipe, and characters of its text."""
 
 
 @dataclass(frozen=True)
@@ -148,19 +153,25 @@ def _require_prior(solver: Choice, prior: Choice | None) -> None:
         raise ValueError(f"solver {solver.name!r} needs a prior")
 
 
-def _check_lists(data: Mapping[str, Any]) -> None:
-    """Refuse endless lists before each of their entries is looked at."""
-    left: list[tuple[str, Any]] = [("recipe", data)]
-    while left:
-        where, value = left.pop()
-        if isinstance(value, Mapping):
-            left += [(f"{where}.{key!s:.80}", part) for key, part in value.items()]
-        elif isinstance(value, list | tuple):
-            if len(value) > LONGEST_LIST:
-                raise InvalidInput(
-                    f"{where:.200} has {len(value)} entries; at most {LONGEST_LIST} are possible"
-                )
-            left += [(where, part) for part in value if isinstance(part, Mapping | list | tuple)]
+def _check_lists(data: Any, where: str = "recipe", depth: int = 0) -> None:
+    """Refuse endless lists before each of their entries is looked at.
+
+    There may be a million rows, so that types are compared and nothing is kept.
+    """
+    if depth > DEEPEST:
+        raise InvalidInput(f"{where:.200} is nested too deeply")
+    if type(data) is list or type(data) is tuple:
+        if len(data) > LONGEST_LIST:
+            raise InvalidInput(
+                f"{where:.200} has {len(data)} entries; at most {LONGEST_LIST} are possible"
+            )
+        for part in data:
+            if type(part) in NESTED:
+                _check_lists(part, where, depth + 1)
+    elif isinstance(data, Mapping):
+        for key, part in data.items():
+            if type(part) in NESTED:
+                _check_lists(part, f"{where}.{key!s:.80}", depth + 1)
 
 
 class Recipe(SourceWindow):
@@ -348,6 +359,11 @@ class Recipe(SourceWindow):
         if isinstance(data, Recipe):
             return data
         if isinstance(data, str):
+            if len(data) > LONGEST_TEXT:
+                raise InvalidInput(
+                    f"the recipe has {len(data)} characters; at most {LONGEST_TEXT} are read: keep "
+                    "points in files"
+                )
             try:
                 data = json.loads(data)
             except (ValueError, RecursionError) as error:  # whole numbers of 5000 digits, too

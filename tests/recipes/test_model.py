@@ -159,6 +159,7 @@ def test_a_script_is_handed_every_layer_that_its_recipe_reads() -> None:
         ('{"seed": ' + "9" * 5000 + "}", "the recipe is not JSON: .*5000 digits"),
         ("[" * 100_000, "it is nested too deeply"),
         ("[1]", "a recipe is a JSON object, not list"),
+        ("{}" + " " * (16 << 20), "16777218 characters; at most 16777216 are read"),
         ('{"observation": {"layer": "x"}, "references": [' + "0," * 100_001 + "0]}",
          "recipe.references has 100002 entries; at most 100000 are possible"),
         ('{"observation": {"layer": "x"}, "references": [' + "0," * 9000 + "0]}",
