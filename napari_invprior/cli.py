@@ -1,4 +1,4 @@
-"""The command line: ``invprior run``, ``methods``, ``examples``, ``check``, ``demo``, ``open``.
+"""The command line: ``invprior run``, ``resume``, ``jobs``, ``methods``, ``demo``, ``open``, ...
 
 Exit codes: 0 done, 2 bad input (one line says why), 3 the job failed, 130 cancelled.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,17 @@ app = typer.Typer(
     help="Inverse problems with learned priors.", no_args_is_help=True, add_completion=False
 )
 _errors = Console(stderr=True)
+
+Workers = Annotated[int, typer.Option(
+    help="Processes that compute blocks; 0: this process alone, with all its threads.", min=0,
+)]
+ClusterAddress = Annotated[str | None, typer.Option(
+    help="Compute blocks on a dask cluster: address of its scheduler, tcp://host:port.",
+)]
+OnlyGpu = Annotated[bool, typer.Option(
+    "--gpu", help="Use only workers of the cluster that have the resource GPU.",
+)]
+
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
@@ -116,24 +129,118 @@ def run(
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.", min=0)] = 0,
+    workers: Workers = 0,
+    cluster: ClusterAddress = None,
+    gpu: OnlyGpu = False,
+    memory: Annotated[
+        float, typer.Option(help="Memory for blocks, GB; 0: half of what is free.", min=0)
+    ] = 0,
 ) -> None:
-    """Run a recipe and write its results."""
+    """Run a recipe and write its results; block by block where the volume is large."""
     with _exit_codes():
         import torch
 
         from napari_invprior import recipes
-        from napari_invprior.recipes.outputs import summary
+        from napari_invprior.blocks.job import needs_blocks, start
 
         if threads:
             torch.set_num_threads(threads)
         parsed = _recipe(recipe, settings or [])
-        with _progress(quiet=as_json) as show:
-            outcome = jobs.run(recipes.run(parsed, folder=out), show)
-        outputs = recipes.write_outcome(outcome, out)
+        with _progress(quiet=as_json) as show, _interruptible() as should_stop:
+            if not needs_blocks(parsed):
+                outcome = jobs.run(recipes.run(parsed, folder=out, should_stop=should_stop), show)
+                outputs = recipes.write_outcome(outcome, out)
+            else:
+                outcome = jobs.run(start(
+                    parsed, out, pool=_pool(workers, threads, cluster, gpu),
+                    memory=round(memory * 1e9) or None, should_stop=should_stop,
+                ), show)
+                outputs = outcome.detail.outputs
+        _tell(outcome, outputs, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a job that was run in blocks.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.", min=0)] = 0,
+    workers: Workers = 0,
+    cluster: ClusterAddress = None,
+    gpu: OnlyGpu = False,
+) -> None:
+    """Go on with a job: compute the blocks that are not done, and those that failed."""
+    with _exit_codes():
+        from napari_invprior.blocks import job
+
+        with _progress(quiet=as_json) as show, _interruptible() as should_stop:
+            pool = _pool(workers, threads, cluster, gpu)
+            outcome = jobs.run(job.resume(folder, pool=pool, should_stop=should_stop), show)
+        _tell(outcome, outcome.detail.outputs, as_json)
+
+
+@app.command(name="jobs")
+def list_jobs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of jobs; all that are known by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List jobs that were run in blocks, and how far they are."""
+    with _exit_codes():
+        from napari_invprior.blocks import catalogue
+
+        found = [catalogue.info(f) for f in folders] if folders else list(catalogue.known())
         if as_json:
-            _print_json(summary(outcome) | {"outputs": outputs})
-        else:
-            _report(summary(outcome), outputs)
+            _print_json([job.as_dict() for job in found])
+            return
+        table = Table("state", "blocks", "begun", "what", "folder", box=SIMPLE_HEAD)
+        for job in found:
+            failed = f", {job.failed} failed" if job.failed else ""
+            table.add_row(job.state, f"{job.done} of {job.total}{failed}", job.created,
+                          escape(job.title), escape(str(job.folder)))
+        Console().print(table if found else "no jobs")
+
+
+def _pool(workers: int, threads: int, cluster: str | None, gpu: bool) -> Any:
+    """What makes the pool that the options ask for."""
+    from napari_invprior.blocks.pool import Cluster, Threads
+
+    if cluster is not None or workers > 1 or gpu:
+        return lambda: Cluster(cluster, workers or 2, max(1, threads // max(1, workers)), gpu)
+    return lambda: Threads(1, threads)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C (or TERM) stop the job at its next step; the second ends it at once."""
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        if stopped:
+            raise KeyboardInterrupt
+        stopped = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(outcome: Any, outputs: dict[str, str], as_json: bool) -> None:
+    from napari_invprior.recipes.outputs import summary
+
+    if as_json:
+        _print_json(summary(outcome) | {"outputs": outputs})
+    else:
+        _report(summary(outcome), outputs)
 
 
 def _report(figures: dict[str, Any], outputs: dict[str, str]) -> None:

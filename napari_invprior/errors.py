@@ -32,6 +32,14 @@ class JobError(InvPriorError):
     """
 
 
+class StorageError(JobError):
+    """A drive is full or gone: nothing is wrong with the work, which can go on when that ends."""
+
+
+class DiskFull(StorageError):
+    """There is no room to write."""
+
+
 class OutOfMemory(JobError):
     """Memory ran out even with the smallest batch or tile."""
 

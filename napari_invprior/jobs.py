@@ -90,7 +90,26 @@ class Sample:
     image: Any
 
 
-Event = Progress | Preview | Message | Sample | Result
+@dataclass(frozen=True)
+class Blocks:
+    """What became of blocks of a large volume: ``"running"``, ``"done"``, ``"failed"``.
+
+    ``"left"`` are those that wait to be computed.
+    """
+
+    indices: tuple[int, ...]
+    state: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Where a large job lies, once its images can be looked at, with its `blocks.plan.Plan`."""
+
+    folder: Any
+    plan: Any
+
+
+Event = Progress | Preview | Message | Sample | Blocks | Planned | Result
 Job = Iterator[Event]
 
 

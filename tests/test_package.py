@@ -71,7 +71,7 @@ def test_manifest_is_complete_and_its_functions_exist():
     contributions = found.contributions
     used = {c.command for c in contributions.widgets} | {
         c.command for c in contributions.sample_data
-    }
+    } | {c.command for c in contributions.readers}
     assert used == {c.id for c in contributions.commands}
     assert {"device", "cpu_threads"} <= set(contributions.configurations["compute"].properties)
 
@@ -95,8 +95,9 @@ viewer.close()
 """)
     assert found.splitlines()[-5:] == [
         "True",
-        ("['napari-invprior.workbench', 'napari-invprior.compare', 'napari-invprior.uncertainty', "
-        "'napari-invprior.particles', 'napari-invprior.tessellation']"),
+        ("['napari-invprior.workbench', 'napari-invprior.large_volumes', "
+        "'napari-invprior.compare', 'napari-invprior.uncertainty', 'napari-invprior.particles', "
+        "'napari-invprior.tessellation']"),
         "['napari/plugins/napari-invprior']",
         "['inpainting_2d', 'superresolution_2d', 'superresolution_3d', 'tomography_2d']",
         "auto 0 ''",

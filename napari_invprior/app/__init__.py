@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Compare", "Particles", "Tessellation", "Uncertainty", "Workbench", "open_demo"]
+__all__ = [
+    "Compare", "LargeVolumes", "Particles", "Tessellation", "Uncertainty", "Workbench", "open_demo"
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from napari_invprior.app.compare.dock import Compare
 
         return Compare
+    if name == "LargeVolumes":
+        from napari_invprior.app.large.dock import LargeVolumes
+
+        return LargeVolumes
     if name == "Particles":
         from napari_invprior.app.particles.dock import Particles
 

@@ -21,6 +21,16 @@ def device() -> str:
     return str(_read("compute", "device", "auto"))
 
 
+def workers() -> int:
+    """Processes that compute the blocks of large volumes; 0 for the window's own."""
+    return int(_read("compute", "workers", 0))
+
+
+def cluster() -> str:
+    """Address of a dask scheduler, or nothing."""
+    return str(_read("compute", "cluster", ""))
+
+
 def cpu_threads() -> int:
     """Threads of one job: the preference, or all cores but one, which the window needs."""
     wanted = int(_read("compute", "cpu_threads", 0))

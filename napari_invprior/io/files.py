@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from napari_invprior.errors import FileRefused, InvalidInput, InvPriorError, JobError
+from napari_invprior.errors import DiskFull, FileRefused, InvalidInput, InvPriorError, JobError
 from napari_invprior.memory import free_bytes
 
 T = TypeVar("T")
@@ -34,6 +34,12 @@ PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, 
 
 MARGIN = 1 << 20
 """Bytes of disk that stay free beyond what a write needs."""
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Errors that mean that there is no room."""
+
+TEMPORARY = ".tmp"
+"""Ending of files and folders that are being written."""
 
 PICKLED = {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 """Endings of files that may run code when they are opened."""
@@ -112,10 +118,10 @@ def existing(path: Path) -> Path:
     """
     try:
         found = path.stat()
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such file (in {Path.cwd()})") from None
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{path}: no such file (in {Path.cwd()})") from error
     except OSError as error:
-        raise InvalidInput(f"{str(path)[:200]}: {error.strerror or error}") from None
+        raise InvalidInput(f"{str(path)[:200]}: {error.strerror or error}") from error
     # Who opens a pipe may wait for ever, and who reads a file of the kernel, which has no size.
     if not path.is_file() and not path.is_dir():
         raise InvalidInput(f"{path}: a pipe or device; give a file or folder")
@@ -204,7 +210,7 @@ def check_output(output: Path, inputs: Iterable[Path] = (), needed: int = 0) -> 
     ------
     InvalidInput
         If the output is an input, or its folder may not be written to.
-    JobError
+    DiskFull
         If too little space is free.
     """
     for given in inputs:
@@ -217,11 +223,11 @@ def check_output(output: Path, inputs: Iterable[Path] = (), needed: int = 0) -> 
 
 
 def check_free(path: Path, needed: int) -> None:
-    """Raise `JobError` if fewer than ``needed`` bytes (and a margin) are free at ``path``."""
+    """Raise `DiskFull` if fewer than ``needed`` bytes (and a margin) are free at ``path``."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if needed and free < needed + MARGIN:
-        raise JobError(
+        raise DiskFull(
             f"{path}: {readable(needed)} are needed, {readable(free)} are free on that disk"
         )
 
@@ -234,26 +240,42 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Path]:
 
     Raises
     ------
+    DiskFull
+        If the disk is full (with the bytes needed).
     JobError
-        If the disk is full (with the bytes needed) or refuses the write.
+        If it refuses the write.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{time.monotonic_ns():x}.tmp")
+    mark = f"{os.getpid()}.{time.monotonic_ns():x}"
+    temporary = path.with_name(f".{path.name[:80]}.{mark}{TEMPORARY}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_free(path, needed)
-        yield temporary
-        _sync_tree(temporary)
-        swap(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        need = f"; {readable(needed)} are needed" if needed else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror or str(error)
-        raise JobError(
-            f"{path}: could not be written ({reason}{need}); what was there before is unchanged"
-        ) from error
+        with writing(path, needed, "; what was there before is unchanged"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check_free(path, needed)
+            yield temporary
+            sync_tree(temporary)
+            swap(temporary, path)
+            sync(path.parent)
     finally:
         _remove(temporary)
+
+
+def leftovers(folder: Path, *names: str) -> list[Path]:
+    """What writers that were killed have left of files of these names, of any without one."""
+    return [path for name in names or ("*",) for path in folder.glob(f".{name}.*{TEMPORARY}")]
+
+
+@contextmanager
+def writing(path: Path, needed: int = 0, more: str = "") -> Iterator[None]:
+    """Turn what a drive says to a write into `DiskFull`, or `JobError` with the reason."""
+    try:
+        yield
+    except OSError as error:
+        need = f"; {readable(needed)} are needed" if needed else ""
+        full = error.errno in FULL
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise (DiskFull if full else JobError)(
+            f"{path}: could not be written ({reason}{need}){more}"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -283,15 +305,16 @@ def swap(temporary: Path, path: Path) -> None:
     _remove(aside)
 
 
-def _sync_tree(path: Path) -> None:
+def sync_tree(path: Path) -> None:
     """Flush a file, or all files below a folder, to the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
-            _sync(Path(folder, name))
-    _sync(path)
+            sync(Path(folder, name))
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)

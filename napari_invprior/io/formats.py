@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from napari_invprior.errors import FileRefused, InvalidInput, nearest
 from napari_invprior.io.files import read_bytes, within_limit
-from napari_invprior.io.raw import Raw
+from napari_invprior.io.raw import Mapped, Raw
 
 MAX_DEFLATE = 1100
 """Deflate shrinks by at most 1032; a PNG that claims more holds less than it says."""
@@ -55,13 +55,12 @@ def read_png(path: Path, limit: int | None) -> Raw:
 
 
 def read_npy(path: Path, limit: int | None) -> Raw:
-    """An NPY file, mapped into memory; only the part that is asked for is read."""
+    """An NPY file, mapped when a part of it is read."""
     del limit  # nothing is allocated here
     with path.open("rb") as file:
         shape, fortran, dtype = _npy_header(file, path.stat().st_size, path.name)
         offset = file.tell()
-    order: Any = "F" if fortran else "C"
-    return Raw(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order))
+    return Raw(Mapped(path, dtype, shape, offset, "F" if fortran else "C"))
 
 
 def read_npz(path: Path, limit: int | None, key: str | None) -> Raw:

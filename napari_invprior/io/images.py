@@ -33,12 +33,14 @@ from napari_invprior.sources import Source
 __all__ = ["load", "image_from_array"]
 
 KINDS = "PNG, TIFF, NPY, NPZ and OME-Zarr"
-NOTHING: Mapping[str, Image] = MappingProxyType({})
+Arrays = Mapping[str, Image | Raw]
+"""Arrays in memory, or not read yet, by the name that sources give them."""
+NOTHING: Arrays = MappingProxyType({})
 
 
 def load(
     source: Source,
-    arrays: Mapping[str, Image] = NOTHING,
+    arrays: Arrays = NOTHING,
     *,
     limit: int | None = None,
     folder: Path | None = None,
@@ -49,7 +51,7 @@ def load(
     ----------
     source : Source
         A file, a layer or a sample, with crop, channel, scale and value range.
-    arrays : mapping of str to Image
+    arrays : mapping of str to Image or Raw
         What ``{"layer": name}`` refers to.
     limit : int, optional
         Bytes that the array may take; a quarter of the free memory by default.
@@ -74,7 +76,10 @@ def load(
             raise InvalidInput(
                 f"no layer {source.layer!r}{nearest(source.layer, arrays)} (given: {known})"
             )
-        return part_of(arrays[source.layer], source)
+        given = arrays[source.layer]
+        if isinstance(given, Raw):
+            return image_from_raw(given, source, source.layer, limit)
+        return part_of(given, source)
     if source.sample is not None:
         from napari_invprior import samples
 
@@ -91,7 +96,41 @@ def load(
     return image
 
 
-def load_list(source: Source, arrays: Mapping[str, Image]) -> np.ndarray:
+def opened(
+    source: Source, arrays: Arrays = NOTHING, *, folder: Path | None = None
+) -> tuple[Raw, str]:
+    """What a source names, not read yet, and its name for messages.
+
+    Raises
+    ------
+    InvalidInput, FileRefused
+        As `load`, except that it may be of any size.
+    """
+    if source.path is not None:
+        path = existing(local_path(source.path, folder=folder))
+        with refusing(path.name):
+            return retrying(lambda: _open(path, source, None)), path.name
+    found = arrays.get(source.layer or "")
+    if isinstance(found, Raw):
+        return found, source.layer or ""
+    whole = source.model_copy(update={"crop": None, "channel": None})
+    return raw_of(load(whole, arrays)), source.layer or source.sample or ""
+
+
+def raw_of(image: Image) -> Raw:
+    """An image in memory as a file would hand it over, without axes of length one that it made."""
+    labels, array = "TCZYX"[-image.array.ndim :] if image.ndim == 3 else "TCYX", image.array
+    if image.channel_axis is None:
+        array, labels = array[:, 0], labels.replace("C", "")
+    elif image.rgb:
+        array, labels = np.moveaxis(array, 1, -1), labels.replace("C", "") + "S"
+    if not image.frame_axes:
+        array, labels = array[0], labels.removeprefix("T")
+    return Raw(array, labels=labels, geometry=image.geometry, value_range=image.value_range,
+               notes=image.facts.get("notes", ()))
+
+
+def load_list(source: Source, arrays: Arrays) -> np.ndarray:
     """The numbers of a source as a list: NPY, NPZ, text with one number per line, or a layer.
 
     Raises
@@ -141,9 +180,11 @@ def part_of(image: Image, source: Source) -> Image:
 
 def _open(path: Path, source: Source, limit: int | None) -> Raw:
     """Choose the reader by what the file begins with, not by its name."""
-    from napari_invprior.io import formats, omezarr_read, tiff
+    from napari_invprior.io import formats, omezarr_read, tiff, tiff_folder
 
     if path.is_dir():
+        if source.key is None and not omezarr_read.is_store(path) and tiff_folder.slices_in(path):
+            return tiff_folder.read_folder(path, limit)
         return omezarr_read.open_level(path, source.key, limit)
     with path.open("rb") as file:
         head = file.read(8)

@@ -137,11 +137,16 @@ def pyramid(array: np.ndarray, ndim: int, labels: bool = False) -> list[np.ndarr
     """
     levels = [array]
     while max(levels[-1].shape[-ndim:]) > TOP[ndim]:
-        level = levels[-1]
-        for axis in range(level.ndim - ndim, level.ndim):
-            level = _halved(level, axis, labels)
-        levels.append(level.astype(array.dtype))
+        levels.append(halved(levels[-1], ndim, labels))
     return levels
+
+
+def halved(level: np.ndarray, ndim: int, labels: bool = False) -> np.ndarray:
+    """The next coarser level of the last ``ndim`` axes."""
+    coarse = level
+    for axis in range(level.ndim - ndim, level.ndim):
+        coarse = _halved(coarse, axis, labels)
+    return coarse.astype(level.dtype)
 
 
 def _halved(level: np.ndarray, axis: int, labels: bool) -> np.ndarray:

@@ -6,6 +6,7 @@ cannot run code are used.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import stat
@@ -46,6 +47,8 @@ COUNTED = 100_000
 SMALL_CHUNK, SMALL_CHUNKS = 4096, 20_000
 """Bytes below which a chunk is small, and how many such chunks are handled: each takes 0.1 ms."""
 
+MAX_LEVELS = 32
+
 LEAST_CHUNK = 32 << 20
 """Bytes that a chunk may take however small the part is that is asked for."""
 
@@ -63,7 +66,7 @@ class ConfinedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         self._check(key, byte_range)
-        return await super().get(key, prototype, byte_range)
+        return self._there(await super().get(key, prototype, byte_range))
 
     async def get_partial_values(
         self,
@@ -73,11 +76,17 @@ class ConfinedStore(LocalStore):
         wanted = list(key_ranges)
         for key, byte_range in wanted:
             self._check(key, byte_range)
-        return await super().get_partial_values(prototype, wanted)
+        return [self._there(b) for b in await super().get_partial_values(prototype, wanted)]
 
     def get_sync(self, key: str, **told: Any) -> Buffer | None:
         self._check(key, told.get("byte_range"))
-        return super().get_sync(key, **told)
+        return self._there(super().get_sync(key, **told))
+
+    def _there(self, found: Buffer | None) -> Buffer | None:
+        """What was read; a chunk that is missing is none where its drive is gone."""
+        if found is None and not self.root.is_dir():
+            raise OSError(errno.ESTALE, "the folder is gone", str(self.root))
+        return found
 
     def _check(self, key: str, byte_range: ByteRequest | None) -> None:
         """Refuse what lies outside, is no file, or is larger than anything that belongs here."""
@@ -151,43 +160,80 @@ def attributes(path: str | Path, key: str | None = None) -> dict[str, Any]:
 
 def open_level(root: Path, key: str | None, limit: int | None = None) -> Raw:
     """The finest level of one image, still on disk; chunks beyond ``limit`` bytes are refused."""
+    return open_pyramid(root, key, limit, finest=True)[0]
+
+
+def images_in(root: Path) -> list[str | None]:
+    """Keys of the images of a store: None for one that is the store itself.
+
+    Raises
+    ------
+    FileRefused
+        If it is no store.
+    """
+    with refusing(root.name):
+        node = _root(root)
+        if isinstance(node, zarr.Array) or _is_image(node):
+            return [None]
+        found: list[str | None] = []
+        for name in _members(root):
+            member = node[name]
+            if isinstance(member, zarr.Group) and _is_image(member):
+                found.append(name)
+        return found
+
+
+def open_pyramid(
+    root: Path, key: str | None, limit: int | None = None, *, finest: bool = False
+) -> tuple[Raw, list[zarr.Array]]:
+    """The finest level of one image, and all levels (or that one alone), still on disk."""
     name = root.name
     node = _find(root, key)
     if isinstance(node, zarr.Array):
-        return Raw(_safe(node, name, limit), notes=_missing_chunks(node))
+        whole = _safe(node, name, limit)
+        return Raw(whole, notes=_missing_chunks(node)), [whole]
     every = _attributes(node)
     multiscale = _multiscales(every, name)[0]
     axes = told(multiscale, "axes", (list, str), name, "tczyx")
     labels = "".join(_axis_letter(axis, name) for axis in axes)
-    levels = told(multiscale, "datasets", list, name)
-    level = told({"dataset": levels[0] if levels else None}, "dataset", Mapping, name)
-    place = told(level, "path", str, name)
-    inside(root, place, name)
-    array = node[place]
-    if not isinstance(array, zarr.Array) or array.ndim != len(labels):
-        raise FileRefused(f"{name}: level {place!r:.80} has not the axes {labels[:20]!r}")
+    listed = told(multiscale, "datasets", list, name)
+    level = told({"dataset": listed[0] if listed else None}, "dataset", Mapping, name)
+    levels = [
+        _level(root, node, told({"dataset": one}, "dataset", Mapping, name), labels, limit)
+        for one in (listed[:1] if finest else listed[:MAX_LEVELS])
+    ]
     own = told(every, ATTRIBUTE, Mapping, name, {})
     value_range = own.get("value_range")
-    return Raw(
-        _safe(array, name, limit),
+    raw = Raw(
+        levels[0],
         labels=labels,
         units=_units(axes, name),
         geometry=stored_geometry(own.get("geometry"), name),
         value_range=None if value_range is None else numbers(value_range, 2, "value_range", name),
-        notes=_missing_chunks(array),
+        notes=_missing_chunks(levels[0]),
         **_transform(labels, [multiscale, level], name),
     )
+    return raw, levels
+
+
+def _level(
+    root: Path, node: zarr.Group, dataset: Any, labels: str, limit: int | None
+) -> zarr.Array:
+    """One level, checked."""
+    name = root.name
+    place = told(dataset, "path", str, name)
+    inside(root, place, name)
+    array = node[place]
+    if not isinstance(array, zarr.Array) or array.ndim != len(labels):
+        raise FileRefused(f"{name}: level {place!r:.80} has not the axes {labels[:20]!r}")
+    return _safe(array, name, limit)
 
 
 def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
     """The array or the group with multiscales that is meant."""
-    if not root.is_dir():
-        raise FileRefused(f"{root.name}: no folder, so no OME-Zarr")
-    if not any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray")):
-        raise FileRefused(f"{root.name}: a folder without zarr metadata, so no OME-Zarr")
     if key is not None:
         inside(root, key, root.name)
-    node = zarr.open(ConfinedStore(root, read_only=True), mode="r")
+    node = _root(root)
     if isinstance(node, zarr.Array):
         return node
     if key is None and _is_image(node):
@@ -206,6 +252,20 @@ def _find(root: Path, key: str | None) -> zarr.Group | zarr.Array:
     if isinstance(found, zarr.Group) and not _is_image(found):
         raise FileRefused(f"{root.name}: the group {key!r} is no OME-Zarr image")
     return found
+
+
+def is_store(root: Path) -> bool:
+    """Whether a folder has metadata of zarr."""
+    return any((root / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _root(root: Path) -> zarr.Group | zarr.Array:
+    """What a store holds; refused where it is none."""
+    if not root.is_dir():
+        raise FileRefused(f"{root.name}: no folder, so no OME-Zarr")
+    if not is_store(root):
+        raise FileRefused(f"{root.name}: a folder without zarr metadata, so no OME-Zarr")
+    return zarr.open(ConfinedStore(root, read_only=True), mode="r")
 
 
 def _members(root: Path) -> list[str]:
@@ -292,7 +352,7 @@ def _safe(array: zarr.Array, name: str, limit: int | None) -> zarr.Array:
         )
     store: Any = array.store
     # Packing makes noise a little longer, and a shard has an index of its chunks.
-    store.largest = MAX_METADATA + 2 * stored
+    store.largest = max(store.largest, MAX_METADATA + 2 * stored)
     return bounded(array, name, limit)
 
 

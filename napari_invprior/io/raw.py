@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,6 +64,40 @@ class Raw:
         )
 
 
+class Mapped:
+    """An array in a file that is mapped for each read alone.
+
+    Pages of a map that stays open count as memory of the process, until all of the file does.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dtype, shape, offset, order
+        As in `numpy.memmap`.
+    """
+
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int,
+        order: Literal["C", "F"] = "C",
+    ) -> None:
+        self._path, self._offset, self._order = path, offset, order
+        self.dtype, self.shape, self.ndim = np.dtype(dtype), tuple(shape), len(shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """A copy, not a map: a file that is cut short later would end the process."""
+        mapped = np.memmap(
+            self._path, dtype=self.dtype, mode="r", offset=self._offset, shape=self.shape,
+            order=self._order,
+        )
+        found = np.array(mapped[index])
+        del mapped
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype=dtype)
+
+
 def _spacing(value: float) -> float:
     """A positive finite spacing; files with none hold 0 or worse."""
     return float(value) if math.isfinite(value) and value > 0 else 1.0
@@ -82,16 +117,14 @@ def image_from_raw(raw: Raw, source: Source, name: str, limit: int | None = None
     FileRefused
         If that part is larger than ``limit`` bytes.
     """
-    axes = _axes(raw, source, name)
+    axes = axes_for(raw, source, name)
     slices, start, notes = selection(raw.array.shape, axes, source.crop, source.channel, name)
     counts = [
         len(range(*part.indices(n))) for part, n in zip(slices, raw.array.shape, strict=True)
     ]
     within_limit(name, math.prod(counts) * np.dtype(raw.array.dtype).itemsize, limit)
     geometry = raw.placement(axes) or Geometry.identity(len(axes.space))
-    part = raw.array[slices]
-    # A copy, not a map: the file may be cut short while the job runs, which would kill the process.
-    array = np.array(part) if isinstance(part, np.memmap) else np.asarray(part)
+    array = np.asarray(raw.array[slices])
     if source.channel is not None and axes.channel is not None:  # one channel is a grey image
         array, axes = without(array, Axes(axes.frames, None, axes.space))
     return arranged(
@@ -104,7 +137,7 @@ def image_from_raw(raw: Raw, source: Source, name: str, limit: int | None = None
     )
 
 
-def _axes(raw: Raw, source: Source, name: str) -> Axes:
+def axes_for(raw: Raw, source: Source, name: str) -> Axes:
     """The parts of the axes: named by the file, else told by the source, else by the shape."""
     shape = tuple(raw.array.shape)
     named = named_axes(raw.labels, shape) if raw.labels else None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.parameters import per_axis
 
@@ -200,6 +201,22 @@ def random_offset(
         int(torch.randint(limit, (), generator=generator, device=generator.device))
         for limit in limits
     )
+
+
+def count_in_whole(grid: PatchGrid, cutout: Cutout | None) -> int:
+    """Patches of the grid, or of that of the whole which it is a part of.
+
+    Examples
+    --------
+    >>> count_in_whole(PatchGrid((6, 6), 2, 3, (1, 0)), Cutout((4, 0), (20, 6)))
+    12
+    """
+    if cutout is None:
+        return grid.count
+    first = [
+        (o + a) % s for o, a, s in zip(grid.offset, cutout.start, grid.stride, strict=True)
+    ]
+    return PatchGrid(cutout.whole, grid.patch, grid.stride, first).count
 
 
 class _Extract(torch.autograd.Function):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.numerics.separable import SeparableOperator, gaussian_kernel, sampling_matrix
 
 TAPS, SIGMA = 4, 1.0
@@ -61,6 +62,11 @@ class Pyramid:
         for step, finer in zip(reversed(self._steps), reversed(levels[:-1]), strict=True):
             total = finer + step.adjoint(total)
         return total
+
+
+def coarser_cutout(cutout: Cutout) -> Cutout:
+    """The place of the next coarser scale; the image must begin at an even sample of the whole."""
+    return Cutout(tuple(a // 2 for a in cutout.start), coarser_shape(cutout.whole))
 
 
 def valid_at_scale(valid: Tensor, scale: int) -> Tensor:

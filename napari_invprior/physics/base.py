@@ -56,6 +56,8 @@ class Physics(ABC):
     ``valid`` where it never does."""
     informative: bool = True
     """Whether the data say anything; a weight can then be chosen by them."""
+    data_shaped: ClassVar[tuple[str, ...]] = ()
+    """Those of the ``array_inputs`` that have a sample for every one of the data."""
     list_inputs: ClassVar[tuple[str, ...]] = ()
     """Fields that name a list of numbers; the engine loads them too."""
     same_units: bool = True

@@ -93,7 +93,7 @@ class Inpainting(Physics):
     """
 
     Parameters = InpaintingParameters
-    array_inputs = ("mask",)
+    array_inputs = data_shaped = ("mask",)
     parameters: InpaintingParameters
     mask: Tensor
     start_title = "Nearest observed sample"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -17,9 +18,17 @@ class Noise(ABC):
     """Distribution of the data ``y`` around the noise-free ``z``."""
 
     Parameters: ClassVar[type[Declaration]]
+    level: float | None = None
+    """What `variance_level` says of any data, where it is settled."""
 
     def __init__(self, parameters: Declaration) -> None:
         self.parameters = parameters
+
+    def settled(self, level: float) -> Noise:
+        """The same noise, with one variance level for all parts of the data."""
+        settled = copy.copy(self)
+        settled.level = level
+        return settled
 
     @abstractmethod
     def simulate(self, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -43,6 +52,8 @@ class Noise(ABC):
 
     def variance_level(self, y: Tensor) -> float:
         """Mean noise variance, for methods that need one number; finite values of ``y`` only."""
+        if self.level is not None:
+            return self.level
         return float((self.std(y[torch.isfinite(y)]) ** 2).mean())
 
 

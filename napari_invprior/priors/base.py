@@ -155,6 +155,18 @@ class Prior(ABC):
         """What one reconstruction works with: a copy where the prior adapts itself to the image."""
         return self
 
+    def settled_on(self, x: Tensor) -> Prior:
+        """The prior with the potential that suits an image (1, C, *space), the same from now on.
+
+        Itself, where the potential follows nothing.
+        """
+        return self
+
+    @property
+    def period(self) -> int:
+        """Images cut at multiples of so many samples are treated as they are in the whole."""
+        return 1
+
     def start(self, y: Tensor, physics: Physics) -> Tensor:
         """A first image for data ``y``; `Physics.start` unless the prior knows a better one."""
         return physics.start(y)

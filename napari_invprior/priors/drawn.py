@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import (
     Event,
@@ -126,7 +127,7 @@ class DrawingPrior(PatchPrior):
 
     def subset_value_and_grad(
         self, x: Tensor, generator: torch.Generator, stride: int | Sequence[int] | None = None,
-        grid: PatchGrid | None = None,
+        grid: PatchGrid | None = None, cutout: Cutout | None = None,
     ) -> tuple[Tensor, Tensor]:
         raise self._no_potential()
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Job, Preview, Result, Stage
 from napari_invprior.numerics.patches import (
@@ -75,13 +76,19 @@ class PatchPrior(Prior):
         space: Sequence[int],
         generator: torch.Generator,
         stride: int | Sequence[int] | None = None,
+        cutout: Cutout | None = None,
     ) -> PatchGrid:
-        """A grid of every ``stride``-th patch (the patch edge by default) at a random offset."""
+        """A grid of every ``stride``-th patch (the patch edge by default) at a random offset.
+
+        With a ``cutout`` it is the part of such a grid of the whole that lies in the image.
+        """
+        whole = space if cutout is None else cutout.whole
         steps = self.patch if stride is None else edges(stride, self.ndim, "stride")
-        steps = tuple(min(s, n - p + 1) for s, n, p in zip(steps, space, self.patch, strict=True))
-        return PatchGrid(
-            space, self.patch, steps, random_offset(space, self.patch, steps, generator)
-        )
+        steps = tuple(min(s, n - p + 1) for s, n, p in zip(steps, whole, self.patch, strict=True))
+        offset = random_offset(whole, self.patch, steps, generator)
+        if cutout is not None:
+            offset = cutout.aligned(offset, steps)
+        return PatchGrid(space, self.patch, steps, offset)
 
     def drawn_patches(
         self, planes: Tensor, count: int, generator: torch.Generator
@@ -100,6 +107,7 @@ class PatchPrior(Prior):
         generator: torch.Generator,
         stride: int | Sequence[int] | None = None,
         grid: PatchGrid | None = None,
+        cutout: Cutout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Estimates of `g` and `grad` from a randomly shifted grid of patches.
 
@@ -109,6 +117,8 @@ class PatchPrior(Prior):
             Step of the grid, px; the patch edge by default (each sample is met once).
         grid : PatchGrid, optional
             A grid to use instead of a random one (its patches count as drawn uniformly).
+        cutout : Cutout, optional
+            Where ``x`` lies in a whole. The estimates are then its share of those of the whole.
         """
 
     @abstractmethod
@@ -178,7 +188,8 @@ class PatchPotential(PatchPrior):
         return self.potential(grid.extract(planes)).view(x.shape[0], -1).mean(1)
 
     def grad(self, x: Tensor) -> Tensor:
-        return self._value_and_grad(x, self.patch_grid(x.shape[2:]), 1.0)[1]
+        grid = self.patch_grid(x.shape[2:])
+        return self._value_and_grad(x, grid, 1 / grid.count)[1]
 
     def maps(
         self, x: Tensor, measurement: Measurement | None = None, *, seed: int = 0
@@ -213,12 +224,13 @@ class PatchPotential(PatchPrior):
         generator: torch.Generator,
         stride: int | Sequence[int] | None = None,
         grid: PatchGrid | None = None,
+        cutout: Cutout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        grid = self.shifted_grid(x.shape[2:], generator, stride) if grid is None else grid
-        everywhere = math.prod(
-            n - p + 1 for n, p in zip(grid.space, self.patch, strict=True)
-        )
-        return self._value_and_grad(x, grid, grid.count * math.prod(grid.stride) / everywhere)
+        if grid is None:
+            grid = self.shifted_grid(x.shape[2:], generator, stride, cutout)
+        whole = grid.space if cutout is None else cutout.whole
+        everywhere = math.prod(n - p + 1 for n, p in zip(whole, self.patch, strict=True))
+        return self._value_and_grad(x, grid, math.prod(grid.stride) / everywhere)
 
     def drawn_value_and_grad(
         self, x: Tensor, count: int, generator: torch.Generator
@@ -230,12 +242,13 @@ class PatchPotential(PatchPrior):
         total = drawn.adjoint(gradient).view_as(x)
         return values.view(x.shape[0], -1).mean(1), total / per_image
 
-    def _value_and_grad(self, x: Tensor, grid: PatchGrid, scale: float) -> tuple[Tensor, Tensor]:
+    def _value_and_grad(self, x: Tensor, grid: PatchGrid, each: float) -> tuple[Tensor, Tensor]:
+        """Sum over the grid's patches, each of a plane with the weight ``each``."""
         planes = self.as_planes(x)
         values, gradient = self.potential_and_grad(grid.extract(planes, grid.buffer(planes)))
-        per_image = values.numel() // x.shape[0]
-        value = scale * values.view(x.shape[0], -1).mean(1)
-        return value, grid.adjoint(gradient).mul_(scale / per_image).view_as(x)
+        each /= len(planes) // x.shape[0]
+        value = each * values.view(x.shape[0], -1).sum(1)
+        return value, grid.adjoint(gradient).mul_(each).view_as(x)
 
 
 MAX_PATCHES = 1_000_000

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from napari_invprior.recipes.engine import Outcome, execute, run
+from napari_invprior.recipes.engine import execute, run
 from napari_invprior.recipes.examples import examples, load_example
 from napari_invprior.recipes.layers import OutputLayer
 from napari_invprior.recipes.model import Recipe
+from napari_invprior.recipes.outcome import Outcome
 from napari_invprior.recipes.outputs import write_outcome
 from napari_invprior.recipes.script import script
 

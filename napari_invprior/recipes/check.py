@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from napari_invprior.image import Image
+from napari_invprior.io.images import Arrays
 from napari_invprior.jobs import Message
 from napari_invprior.memory import free_bytes
 from napari_invprior.physics.base import Physics
@@ -39,7 +39,7 @@ def adjoint_mismatch(physics: Physics, space: tuple[int, ...], seed: int = 0) ->
 
 
 def check_recipe(
-    recipe: Recipe, arrays: Mapping[str, Image] | None = None,
+    recipe: Recipe, arrays: Arrays | None = None,
     points: Mapping[str, PointSet] | None = None,
 ) -> dict[str, Any]:
     """Load the data, test the operator and estimate what a run will need.

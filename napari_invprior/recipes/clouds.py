@@ -13,7 +13,7 @@ from torch import Tensor
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image
-from napari_invprior.io.images import load
+from napari_invprior.io.images import Arrays, load
 from napari_invprior.io.points import load_points
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward
 from napari_invprior.points import PointSet
@@ -91,7 +91,7 @@ class Found:
 
 
 def run_clouds(
-    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet],
+    recipe: Recipe, arrays: Arrays, points: Mapping[str, PointSet],
     should_stop: ShouldStop,
 ) -> Job:
     """Run a task on points or patches; the `Result` is a `Found`."""
@@ -103,7 +103,7 @@ def run_clouds(
 
 
 def check_clouds(
-    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet]
+    recipe: Recipe, arrays: Arrays, points: Mapping[str, PointSet]
 ) -> dict[str, Any]:
     """Load what the recipe names and say what there is; raises `InvalidInput`."""
     messages: list[str] = []
@@ -134,7 +134,7 @@ def check_clouds(
 
 
 def prepared(
-    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet]
+    recipe: Recipe, arrays: Arrays, points: Mapping[str, PointSet]
 ) -> Job:
     """Load and scale what the recipe names; the `Result` is the `Inputs`."""
     assert not isinstance(recipe.observation, Simulation)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,35 @@ import torch
 
 from napari_invprior import jobs
 from napari_invprior.errors import Cancelled, InvalidInput
-from napari_invprior.image import Image
-from napari_invprior.io.bundles import load_prior
+from napari_invprior.io.images import Arrays
 from napari_invprior.jobs import Job, Message, Preview, Result, ShouldStop, forward, never
 from napari_invprior.numerics.metrics import psnr, ssim
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.points import PointSet
-from napari_invprior.priors.base import Map, Measurement, Prior, Reference
+from napari_invprior.priors.base import Map, Prior, Reference
 from napari_invprior.recipes.clouds import Found, run_clouds
 from napari_invprior.recipes.device import choose_device
 from napari_invprior.recipes.layers import OutputLayer, image_layer, map_layer, provenance
 from napari_invprior.recipes.model import Choice, Recipe
 from napari_invprior.recipes.operator import Estimate, estimate
+from napari_invprior.recipes.outcome import Outcome, peak_memory_mb
 from napari_invprior.recipes.prepare import Problem, prepare
+from napari_invprior.recipes.priors import fitted_prior, measurement_of, prior_at_hand
 from napari_invprior.recipes.requirements import CLOUD_TASKS
 from napari_invprior.recipes.sample import sample
 from napari_invprior.recipes.study import chosen_baselines, entrant, single, study_metrics
 from napari_invprior.reconstruct.base import Solver
-from napari_invprior.reconstruct.case import find_weight, reconstruct, train
+from napari_invprior.reconstruct.case import find_weight, reconstruct
 from napari_invprior.reconstruct.propose import propose_prior
 from napari_invprior.reconstruct.weight import WeightChoice
 from napari_invprior.study.baselines import baselines
 from napari_invprior.study.compare import Comparison, compare
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run gives back."""
-
-    recipe: Recipe
-    layers: tuple[OutputLayer, ...]
-    metrics: dict[str, Any]
-    prior: Prior | None
-    seconds: float
-    peak_memory_mb: float
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What a saved prior should remember: scale, spacing, units and digests of its data."""
-    detail: Any = None
-    """What the layers were made of, where a figure is drawn from it (a `Tessellation`)."""
-
-
 def run(
     recipe: Recipe | Mapping[str, Any] | str,
     *,
-    arrays: Mapping[str, Image] | None = None,
+    arrays: Arrays | None = None,
     prior: Prior | None = None,
     should_stop: ShouldStop = never,
     folder: Path | None = None,
@@ -103,7 +87,7 @@ def execute(
 
 
 def _run_cloud(
-    recipe: Recipe, arrays: Mapping[str, Image], points: Mapping[str, PointSet],
+    recipe: Recipe, arrays: Arrays, points: Mapping[str, PointSet],
     should_stop: ShouldStop,
 ) -> Job:
     start = time.monotonic()
@@ -113,7 +97,7 @@ def _run_cloud(
 
 
 def _run(
-    recipe: Recipe, arrays: Mapping[str, Image], prior: Prior | None, should_stop: ShouldStop,
+    recipe: Recipe, arrays: Arrays, prior: Prior | None, should_stop: ShouldStop,
     folder: Path | None,
 ) -> Job:
     start = time.monotonic()
@@ -141,7 +125,7 @@ def _run(
         layers, metrics = yield from forward(_study(problem, prior, device, should_stop))
         yield Result(_outcome(problem, layers, metrics, None, start))
         return
-    prior = yield from forward(_fitted_prior(problem, prior, device, should_stop))
+    prior = yield from forward(fitted_prior(problem, prior, device, should_stop))
     if recipe.task == "fit" or should_stop():
         if recipe.task != "fit":
             raise Cancelled("stopped before the reconstruction began; the prior so far is kept")
@@ -161,56 +145,10 @@ def _run(
     layers = (image_layer("reconstruction", image, problem),)
     if recipe.maps and prior is not None and not should_stop():
         found: list[Map] = yield from forward(
-            prior.maps(image.to(device), _measurement(problem), seed=recipe.seed)
+            prior.maps(image.to(device), measurement_of(problem), seed=recipe.seed)
         )
         layers += tuple(map_layer(entry, problem) for entry in found)
     yield Result(_outcome(problem, layers, metrics, prior, start))
-
-
-def _fitted_prior(
-    problem: Problem, prior: Prior | None, device: torch.device, should_stop: ShouldStop
-) -> Job:
-    """The prior of the recipe: handed over, loaded from its file, or fitted now."""
-    recipe = problem.recipe
-    choice = recipe.prior
-    if choice is None:
-        yield Result(None)
-        return
-    prior = yield from forward(_prior_at_hand(choice, problem, prior, device))
-    if recipe.task == "sample" and problem.noise is not None:
-        recipe.sampler.method.cls(recipe.sampler.parameters).require(prior, problem.noise)
-    if recipe.task == "fit" or not prior.is_fitted:
-        prior = yield from forward(train(
-            prior, problem.references, _measurement(problem), seed=recipe.seed,
-            should_stop=should_stop,
-        ))
-    yield Result(prior)
-
-
-def _prior_at_hand(
-    choice: Choice, problem: Problem, prior: Prior | None, device: torch.device
-) -> Job:
-    """The prior handed over, loaded from its file, or a new one that is not fitted yet."""
-    ndim, channels = _dimensions(problem)
-    if ndim not in choice.method.dimensions:
-        raise InvalidInput(f"prior {choice.name!r} does not handle {ndim} space dimensions")
-    if prior is None and choice.path is not None:
-        prior, facts = load_prior(choice.path, device=str(device))
-        yield from _provenance_warnings(facts, problem)
-    if prior is None:
-        prior = choice.method.cls(
-            choice.parameters, ndim=ndim, channels=channels, device=str(device)
-        )
-    elif prior.ndim != ndim:
-        raise InvalidInput(f"the prior was trained in {prior.ndim}D; the data are {ndim}D")
-    yield Result(prior)
-
-
-def _measurement(problem: Problem) -> Measurement | None:
-    """The data at hand; None when the recipe names none."""
-    if problem.physics is None or problem.noise is None:
-        return None
-    return Measurement(problem.y, problem.physics, problem.noise)
 
 
 def _propose(problem: Problem, should_stop: ShouldStop) -> Job:
@@ -243,7 +181,7 @@ def _study(
     """Compare the methods of the recipe. The `Result` is (layers, metrics)."""
 
     def at_hand(choice: Choice, given: Prior | None) -> Job:
-        return _prior_at_hand(choice, problem, given, device)
+        return prior_at_hand(choice, problem, given, device)
 
     entrants = [
         entrant(method, title, prior, at_hand)
@@ -260,28 +198,6 @@ def _study(
     if problem.truth is not None and layers:
         layers.append(replace(image_layer("truth", problem.truth, problem), role="truth"))
     yield Result((tuple(layers), study_metrics(problem, comparison)))
-
-
-def _dimensions(problem: Problem) -> tuple[int, int]:
-    if problem.observation is not None:
-        return problem.observation.ndim, problem.observation.channels
-    first = problem.references[0].image
-    return first.ndim - 1, first.shape[0]
-
-
-def _provenance_warnings(facts: Mapping[str, Any], problem: Problem) -> Iterator[Message]:
-    """Say what the file's reader noted, and where the prior comes from another scale."""
-    for note in facts.get("notes", ()):
-        yield Message(str(note), "warning")
-    scale = facts.get("intensity_scale")
-    if scale and problem.observation is not None:
-        here = problem.scale
-        span = abs(scale[1] - scale[0])
-        if span > 0 and abs((here[1] - here[0]) / span - 1) > 0.1:
-            yield Message(
-                f"the prior was trained on values {scale[0]:.4g}..{scale[1]:.4g}, the data span "
-                f"{here[0]:.4g}..{here[1]:.4g}; check that the scales agree", "warning",
-            )
 
 
 def _reconstruct(
@@ -343,7 +259,7 @@ def _outcome(
         metrics=metrics,
         prior=prior,
         seconds=time.monotonic() - start,
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory_mb=peak_memory_mb(),
         facts={
             "intensity_scale": list(problem.scale),
             "training_data": problem.digests,

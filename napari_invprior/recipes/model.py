@@ -20,6 +20,7 @@ from napari_invprior import registry
 from napari_invprior.errors import InvalidInput, nearest
 from napari_invprior.io.files import reason_of
 from napari_invprior.parameters import Parameters, parameter, validate
+from napari_invprior.recipes.blocking import BlockParameters
 from napari_invprior.recipes.requirements import CLOUD_TASKS, lacking
 from napari_invprior.sources import AtomSource, Box, Interval, PointSource, Source
 from napari_invprior.study.baselines import BASELINES
@@ -230,6 +231,9 @@ class Recipe(SourceWindow):
     device: Literal["auto", "cpu", "cuda", "mps"] = parameter("auto", "Where to compute.")
     time_budget_s: Annotated[float, Field(gt=0, le=1e7)] | None = parameter(
         None, "Stop in time with the best image so far.", unit="s"
+    )
+    blocks: BlockParameters | None = parameter(
+        None, "Work block by block, from disk to disk, on volumes that memory has no room for."
     )
     rim: Annotated[int, Field(ge=0, le=10_000)] = parameter(
         0, "Border left out of the figures.", unit="px"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image
-from napari_invprior.io.images import load
+from napari_invprior.io.images import Arrays, load
 from napari_invprior.jobs import Job, Message, Result, ShouldStop, forward
 from napari_invprior.parameters import per_axis
 from napari_invprior.physics.convolution import SampledConvolution
@@ -43,7 +42,7 @@ class Estimate:
     metrics: dict[str, Any]
 
 
-def estimate(recipe: Recipe, arrays: Mapping[str, Image], should_stop: ShouldStop) -> Job:
+def estimate(recipe: Recipe, arrays: Arrays, should_stop: ShouldStop) -> Job:
     """Estimate the operator of the recipe's pair, a job; its `Result` is an `Estimate`."""
     source = recipe.references[0]
     assert source.pair is not None

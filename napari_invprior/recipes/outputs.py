@@ -15,8 +15,8 @@ from napari_invprior.io.omezarr import write_image
 from napari_invprior.io.points import points_csv
 from napari_invprior.io.shapes import geojson, obj, tracks_csv, vectors_csv
 from napari_invprior.recipes.cells_figure import cells_png, cells_svg
-from napari_invprior.recipes.engine import Outcome
 from napari_invprior.recipes.layers import OutputLayer
+from napari_invprior.recipes.outcome import Outcome
 from napari_invprior.recipes.picture import table_png
 from napari_invprior.study.table import Row, as_csv
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from napari_invprior.recipes.engine import Outcome
 from napari_invprior.recipes.layers import OutputLayer
+from napari_invprior.recipes.outcome import Outcome
 from napari_invprior.study.table import Column, Row, best, shown_columns
 
 TILE, GAP, LINE, MARGIN = 256, 12, 24, 20

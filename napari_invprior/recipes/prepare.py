@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
 from napari_invprior.image import Image
-from napari_invprior.io.images import load, load_list
+from napari_invprior.io.images import Arrays, load, load_list
 from napari_invprior.jobs import Message
 from napari_invprior.numerics.noise_level import estimate_sigma
 from napari_invprior.physics.base import Physics
@@ -34,8 +34,6 @@ from napari_invprior.recipes.scale import (
 from napari_invprior.reconstruct.case import Case
 from napari_invprior.reconstruct.tiles import require_room
 from napari_invprior.sources import Source
-
-Arrays = Mapping[str, Image]
 
 
 @dataclass
@@ -95,18 +93,26 @@ def _mask(reference: Reference) -> Tensor:
     return finite if reference.mask is None else finite & reference.mask
 
 
-def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
-    """Yield messages for the user and, at last, the `Problem`."""
+def prepare(
+    recipe: Recipe, arrays: Arrays, scale: tuple[float, float] | None = None
+) -> Iterator[Message | Problem]:
+    """Yield messages for the user and, at last, the `Problem`.
+
+    Parameters
+    ----------
+    scale : tuple of float, optional
+        The user's numbers that mean 0 and 1, where they are settled; else told from the images.
+    """
     observation, simulated = _observation(recipe, arrays)
-    scale = scale_of(recipe.physics.parameters)
+    calibration = scale_of(recipe.physics.parameters)
     references = [(source, load(source, arrays)) for source in recipe.references]
     pairs = {i: load(s.pair, arrays) for i, (s, _) in enumerate(references) if s.pair is not None}
     digests = {f"reference {i}": image.digest() for i, (_, image) in enumerate(references)}
     digests |= {f"pair {i}": image.digest() for i, image in pairs.items()}
-    pairs = {i: on_the_images_scale(pair, scale) for i, pair in pairs.items()}
+    pairs = {i: on_the_images_scale(pair, calibration) for i, pair in pairs.items()}
     if observation is not None:
         digests["observation"] = observation.digest()
-        observation = observation if simulated else on_the_images_scale(observation, scale)
+        observation = observation if simulated else on_the_images_scale(observation, calibration)
     images = [image for _, image in references] + list(pairs.values())
     images += [observation] if observation else []
     if not images:
@@ -115,10 +121,12 @@ def prepare(recipe: Recipe, arrays: Arrays) -> Iterator[Message | Problem]:
         for note in image.facts.get("notes", ()):
             yield Message(f"{image.name}: {note}")
     same_units = recipe.physics.method.cls.same_units or recipe.observation is None
-    alike = [True] * len(references) + [scale is None] * len(pairs)
-    alike += [simulated or (same_units and scale is None)] * (observation is not None)
+    alike = [True] * len(references) + [calibration is None] * len(pairs)
+    alike += [simulated or (same_units and calibration is None)] * (observation is not None)
     ranges, warning = ranges_of(images, alike, same_units)
-    if warning:
+    if scale is not None:
+        ranges = [scale] * len(images)
+    elif warning:
         yield Message(warning, "warning")
     images = [replace(i, value_range=r) for i, r in zip(images, ranges, strict=True)]
     problem = Problem(
@@ -191,7 +199,7 @@ def _simulate(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Messag
     """Data from an image, which becomes the truth."""
     recipe = problem.recipe
     values = torch.from_numpy(image.normalised())
-    physics = _build_physics(recipe, values, True, arrays)
+    physics = build_physics(recipe, values, True, arrays)
     choice: Choice = recipe.noise
     if getattr(choice.parameters, "sigma", 0.0) is None:
         raise InvalidInput("noise.sigma is missing: a simulation needs its noise level")
@@ -212,7 +220,7 @@ def _simulate(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Messag
 def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message]:
     """Observed data: checked, scaled, and joined with what can be estimated from them."""
     raw = torch.from_numpy(image.array.astype(np.float32))
-    physics = _build_physics(problem.recipe, raw, False, arrays).bound_to(image.space)
+    physics = build_physics(problem.recipe, raw, False, arrays).bound_to(image.space)
     require_room(physics, image.array.shape, image.name)
     inspection = physics.inspect(raw)
     yield from inspection.messages
@@ -242,7 +250,16 @@ def _measure(problem: Problem, image: Image, arrays: Arrays) -> Iterator[Message
         problem.truth = _truth(problem.recipe.truth, problem, physics, image, arrays)
 
 
-def _build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
+def build_physics(recipe: Recipe, values: Tensor, simulated: bool, arrays: Arrays) -> Physics:
+    """The forward operator of a recipe, with its arrays loaded.
+
+    Parameters
+    ----------
+    values : Tensor
+        Data or image (frames, C, *space), of which only the shape counts.
+    simulated : bool
+        Whether data are to be simulated; a mask that is not given is then drawn.
+    """
     choice: Choice = recipe.physics
     ndim = values.ndim - 2
     cls: Any = choice.method.cls

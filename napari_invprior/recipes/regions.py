@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from skimage.draw import polygon2mask
 from torch import Tensor
 
 from napari_invprior.errors import InvalidInput
-from napari_invprior.image import Image
-from napari_invprior.io.images import load
+from napari_invprior.io.images import Arrays, load
 from napari_invprior.recipes.model import Polygon, ReferenceSource
 
 
 def region_mask(
-    source: ReferenceSource, space: tuple[int, ...], arrays: Mapping[str, Image]
+    source: ReferenceSource, space: tuple[int, ...], arrays: Arrays
 ) -> Tensor | None:
     """Union of a reference's boxes, polygons and labels on its grid; None for all of it."""
     if not source.regions and source.labels is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_invprior.errors import InvalidInput, OutOfMemory
 from napari_invprior.image import Image
-from napari_invprior.io.images import load
+from napari_invprior.io.images import Arrays, load
 from napari_invprior.io.sample_store import DiskStore, MemoryStore, SampleStore
 from napari_invprior.jobs import Event, Job, Message, Result, Sample, ShouldStop, forward
 from napari_invprior.memory import free_bytes
@@ -35,7 +35,7 @@ TimeLeft = Callable[[], float | None]
 
 
 def sample(
-    problem: Problem, prior: Prior, device: torch.device, arrays: Mapping[str, Image], *,
+    problem: Problem, prior: Prior, device: torch.device, arrays: Arrays, *,
     should_stop: ShouldStop, folder: Path | None, time_left: TimeLeft,
 ) -> Job:
     """Start image, chains for every frame, layers and figures.
@@ -111,7 +111,7 @@ def _store(capacity: int, problem: Problem, folder: Path | None) -> SampleStore:
 
 
 def _begin(
-    case: Case, sampler: Sampler, prior: Prior, problem: Problem, arrays: Mapping[str, Image],
+    case: Case, sampler: Sampler, prior: Prior, problem: Problem, arrays: Arrays,
     should_stop: ShouldStop, time_left: TimeLeft,
 ) -> Job:
     """Start image (frames, C, *space) and weight, None for the sampler's own; as a pair."""

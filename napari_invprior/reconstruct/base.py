@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.jobs import Job, ShouldStop, never
 from napari_invprior.parameters import Parameters as Declaration
 from napari_invprior.physics.base import Physics
@@ -38,6 +39,10 @@ class Solver(ABC):
         """The weight in `Objective` that means the same as ``weight`` here."""
         return weight
 
+    def settled(self, steps: int) -> Solver:
+        """The solver with so many steps in place of a rule that looks at all of the image."""
+        return self
+
     @abstractmethod
     def solve(
         self,
@@ -52,6 +57,7 @@ class Solver(ABC):
         seed: int = 0,
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
+        cutout: Cutout | None = None,
     ) -> Job:
         """Reconstruct from ``y`` (B, C, *space).
 
@@ -65,6 +71,9 @@ class Solver(ABC):
             Smallest and largest value of the references.
         should_stop
             Polled in every step; the best image so far is then the result.
+        cutout : Cutout, optional
+            Where the image lies in a whole whose result is wanted there. What is said of the whole
+            at once, such as a rule to stop, must have been settled before (see `settled`).
 
         Yields
         ------

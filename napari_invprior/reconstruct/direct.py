@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Job, Result, ShouldStop, never
 from napari_invprior.parameters import Parameters
@@ -85,6 +86,7 @@ class Direct(Solver):
         seed: int = 0,
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
+        cutout: Cutout | None = None,
     ) -> Job:
         operator = complete_operator(physics)
         estimator: object = prior

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Event, Job, Preview, Result, ShouldStop, Stage, never
 from napari_invprior.numerics.patches import PatchGrid, edges
@@ -113,6 +114,7 @@ class HalfQuadratic(Solver):
         seed: int = 0,
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
+        cutout: Cutout | None = None,
     ) -> Job:
         if not (isinstance(prior, PatchPrior) and isinstance(prior, PatchDenoiser)):
             raise InvalidInput(
@@ -124,7 +126,7 @@ class HalfQuadratic(Solver):
         box = value_range if self.parameters.box else None
         working: Any = prior.for_run()
         denoiser = PatchAverage(
-            working, self._stride(prior), physics.boundary == "circular", box, seed
+            working, self._stride(prior), physics.boundary == "circular", box, seed, cutout
         )
         return self._events(
             x, y, physics, variance, weight, denoiser, should_stop, time_budget_s
@@ -213,6 +215,8 @@ class PatchAverage:
         Values are clipped to this range before they are denoised.
     seed : int
         Seed of the offsets.
+    cutout : Cutout, optional
+        Where the image lies in a whole, whose grids are used.
     """
 
     def __init__(
@@ -222,8 +226,10 @@ class PatchAverage:
         periodic: bool,
         box: tuple[float, float] | None,
         seed: int,
+        cutout: Cutout | None = None,
     ) -> None:
         self._prior, self._periodic, self._box = prior, periodic, box
+        self._cutout = cutout
         self._stride = tuple(min(s, p) for s, p in zip(stride, prior.patch, strict=True))
         self._generator = torch.Generator().manual_seed(seed)
         self._total, self._weight = torch.empty(0), torch.empty(0)
@@ -253,7 +259,10 @@ class PatchAverage:
     def _places(self, space: tuple[int, ...]) -> list[Tensor]:
         """First sample of the patches per axis."""
         places = []
-        for n, p, s in zip(space, self._prior.patch, self._stride, strict=True):
+        cutout = self._cutout or Cutout((0,) * len(space), space)
+        for n, p, s, begin, whole in zip(
+            space, self._prior.patch, self._stride, cutout.start, cutout.whole, strict=True
+        ):
             if n < p:
                 raise InvalidInput(
                     f"the image of {space} px is smaller than the patch of {self._prior.patch} px; "
@@ -263,7 +272,8 @@ class PatchAverage:
             if self._periodic:
                 places.append(torch.arange(offset, offset + n, s))
             else:
-                inner = torch.arange(min(offset, n - p), n - p + 1, s)
+                inner = torch.arange(min(offset, whole - p), whole - p + 1, s) - begin
+                inner = inner[(inner >= 0) & (inner <= n - p)]
                 places.append(torch.cat([torch.tensor([0, n - p]), inner]).unique())
         return places
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from napari_invprior.numerics.patches import PatchGrid
+from napari_invprior.cutout import Cutout
+from napari_invprior.numerics.patches import PatchGrid, edges
 from napari_invprior.numerics.reflect import pad_reflect, pad_reflect_adjoint
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.noise import Noise
@@ -34,6 +35,8 @@ class Objective:
         Draw so many patches of each plane instead of a grid.
     seed : int
         Of the grids' random offsets.
+    cutout : Cutout, optional
+        Where the images lie in a whole: the gradient is then that of the whole's objective.
 
     Attributes
     ----------
@@ -55,10 +58,12 @@ class Objective:
         rim: int | None = None,
         patch_count: int | None = None,
         seed: int = 0,
+        cutout: Cutout | None = None,
     ) -> None:
         self.y, self.physics, self.noise, self.prior = y, physics, noise, prior
         self.weight, self._count = weight, patch_count
         self.generator = torch.Generator().manual_seed(seed)
+        self.cutout = cutout
         if isinstance(prior, PatchPrior):
             self.margins = [(p - 1 if rim is None else rim,) * 2 for p in prior.patch]
             usual = [p if prior.ndim == 3 else max(1, p // 2) for p in prior.patch]
@@ -78,7 +83,11 @@ class Objective:
         self.prior.hold(True)
         if isinstance(self.prior, PatchPrior):
             padded = pad_reflect(x, self.margins).shape[2:]
-            self._grid = self.prior.patch_grid(padded, self.stride)
+            steps = edges(self.stride, self.prior.ndim, "stride")
+            first = (0,) * len(steps)
+            if self.cutout is not None:
+                first = self.cutout.aligned(first, steps)
+            self._grid = PatchGrid(padded, self.prior.patch, steps, first)
 
     def release(self) -> None:
         """Draw grids and follow the image again."""
@@ -94,7 +103,7 @@ class Objective:
         )
         if self._first is None:
             self._first = self.residual
-        per_image = x[0].numel()
+        per_image = self._samples(x)
         data = self.physics.A_adjoint(self.noise.nll_grad(z, y)) / per_image
         values, slope = self._prior(x)
         self.value = float(values.mean())
@@ -103,15 +112,22 @@ class Objective:
         self.total = float(likelihoods.sum()) / per_image + self.weight * float(values.sum())
         return data.add_(slope, alpha=self.weight)
 
+    def _samples(self, x: Tensor) -> int:
+        """Samples of one image, or of the whole that it is a part of."""
+        space = x.shape[2:] if self.cutout is None else self.cutout.whole
+        return x.shape[1] * math.prod(space)
+
     def _prior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value of each image and gradient of their sum, estimated or exact."""
         if not isinstance(self.prior, PatchPrior):
-            return self.prior.g(x), self.prior.grad(x)
+            share = x[0].numel() / self._samples(x)
+            return self.prior.g(x) * share, self.prior.grad(x) * share
         padded = pad_reflect(x, self.margins)
+        cutout = None if self.cutout is None else self.cutout.padded(self.margins)
         if self._count is not None and self._grid is None:
             values, slope = self.prior.drawn_value_and_grad(padded, self._count, self.generator)
         else:
             values, slope = self.prior.subset_value_and_grad(
-                padded, self.generator, stride=self.stride, grid=self._grid
+                padded, self.generator, stride=self.stride, grid=self._grid, cutout=cutout
             )
         return values, pad_reflect_adjoint(slope, self.margins)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.jobs import (
     Event,
     Job,
@@ -148,6 +149,11 @@ class TotalVariation(Solver):
     automatic_weights = (8.0, 4.0, 2.0)
     needs_prior = False
 
+    def settled(self, steps: int) -> TotalVariation:
+        return TotalVariation(
+            self.parameters.model_copy(update={"iterations": steps, "tolerance": 0.0})
+        )
+
     def solve(
         self,
         y: Tensor,
@@ -161,6 +167,7 @@ class TotalVariation(Solver):
         seed: int = 0,
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
+        cutout: Cutout | None = None,
     ) -> Job:
         variance = noise.variance_level(y)
         box = value_range if self.parameters.box else None

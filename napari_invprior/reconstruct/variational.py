@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput, JobError
 from napari_invprior.jobs import (
     Event,
@@ -108,6 +109,11 @@ class Variational(Solver):
     parameters: VariationalParameters
     automatic_weights = (0.008, 0.004, 0.002)
 
+    def settled(self, steps: int) -> Variational:
+        return Variational(
+            self.parameters.model_copy(update={"iterations": steps, "plateau": 0.0})
+        )
+
     def solve(
         self,
         y: Tensor,
@@ -121,6 +127,7 @@ class Variational(Solver):
         seed: int = 0,
         should_stop: ShouldStop = never,
         time_budget_s: float | None = None,
+        cutout: Cutout | None = None,
     ) -> Job:
         if prior is None or not prior.has_gradient:
             raise InvalidInput("the variational solver needs a prior with a gradient; choose one")
@@ -133,7 +140,7 @@ class Variational(Solver):
         chosen = self.parameters
         objective = Objective(
             y, physics, noise, working, weight, stride=chosen.stride, rim=chosen.rim,
-            patch_count=chosen.patch_count, seed=seed,
+            patch_count=chosen.patch_count, seed=seed, cutout=cutout,
         )
         if start is not None:
             return self._descended(start, objective, should_stop, time_budget_s)

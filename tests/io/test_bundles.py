@@ -80,6 +80,15 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+def test_headers_of_any_length_are_no_pickles(tmp_path):
+    path, met = tmp_path / "p.safetensors", set()
+    for length in range(0, 512, 8):
+        save_prior(path, tiny(), {"note": "x" * length})
+        met.add(path.read_bytes()[0])
+        load_prior(path)
+    assert 0x80 in met  # the first byte of every pickle
+
+
 def test_round_trip(saved):
     prior, facts = load_prior(saved)
     x = torch.rand(2, 1, 8, 9)

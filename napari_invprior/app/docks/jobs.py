@@ -14,7 +14,7 @@ from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Qt, Signal
 
 from napari_invprior.errors import Cancelled
-from napari_invprior.jobs import Event, Job, Message, Result, ShouldStop, guard
+from napari_invprior.jobs import Blocks, Event, Job, Message, Planned, Result, ShouldStop, guard
 
 State = Literal["idle", "running", "paused", "stopping"]
 MakeJob = Callable[[ShouldStop], Job]
@@ -24,6 +24,9 @@ GRACE = 0.8
 
 TURN = 0.001
 """Seconds after which a busy job lets the window have its turn (Python's default is 5 ms)."""
+
+TOLD = (Message, Blocks, Planned)
+"""Events of which none may be left out."""
 
 BACKLOG = 2
 """Progress and preview events that may wait for the window; of more, only the last is kept."""
@@ -82,7 +85,7 @@ class _Thread:
             for event in self.job:
                 if isinstance(event, Result):
                     value = event.value
-                elif isinstance(event, Message) or self.sent - self.seen < BACKLOG:
+                elif isinstance(event, TOLD) or self.sent - self.seen < BACKLOG:
                     self.sent += 1
                     late.pop(type(event), None)
                     yield event

@@ -15,6 +15,7 @@ from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image, denormalised
 from napari_invprior.io.arrays import image_from_array
+from napari_invprior.io.raw import Raw
 
 FRAME_WORDS = ("t", "time", "frame", "frames", "position", "p")
 CHANNEL_WORDS = ("c", "channel", "channels", "ch")
@@ -129,6 +130,25 @@ class Snapshot:
             display=display,
         )
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the samples are still to be read."""
+        return not isinstance(self.data, np.ndarray)
+
+    def raw(self) -> Raw:
+        """Lazy samples, of which the engine reads what it needs."""
+        axes = list(range(len(self.geometry.scale)))
+        kept = [axis for axis in axes if self.rgb or axis != self.channel_axis]
+        space = kept[-self.ndim :]
+        letters = ["T"] * (len(axes) + int(self.rgb))
+        for axis, letter in zip(space, "ZYX"[-self.ndim :], strict=True):
+            letters[axis] = letter
+        if self.rgb:
+            letters[-1] = "S"
+        elif self.channel_axis is not None:
+            letters[self.channel_axis] = "C"
+        return Raw(self.data, labels="".join(letters), geometry=subset(self.geometry, space))
+
     def image(self) -> Image:
         """The samples as the engine wants them; reads lazy data (called in the worker).
 
@@ -233,23 +253,33 @@ def placed_alone(result: Geometry, ndim: int) -> dict[str, Any]:
 
 
 def result_layer(
-    array: np.ndarray, geometry: Geometry, source: Snapshot | None, *, name: str,
+    array: Any, geometry: Geometry, source: Snapshot | None, *, name: str,
     rgb: bool = False, kind: str = "image", metadata: dict[str, Any] | None = None,
-    unit: str = "image",
+    unit: str = "image", limits: tuple[float, float] | None = None,
 ) -> Layer:
     """A layer that lies exactly on the observation it came from, or where a file was.
 
     Contrast and colours are those of the observation where the ``unit`` is (see `OutputLayer`);
-    values of another unit are shown as heat.
+    values of another unit are shown as heat. With ``limits`` samples are not looked at: they may
+    be a pyramid (a list of arrays) on disk that is still to be filled.
     """
-    ndim = array.ndim - int(rgb)
+    pyramid = isinstance(array, list)
+    ndim = (array[0] if pyramid else array).ndim - int(rgb)
     display: Mapping[str, Any] = {}
     if unit == "image":
         display = {} if source is None else source.display
+        if limits is not None:
+            display = {"contrast_limits": limits} | dict(display)
     elif kind == "image" and not rgb:
-        display = heat(array)
+        display = {"colormap": "inferno"} if pyramid or limits is not None else heat(array)
+        if limits is not None:
+            display |= {"contrast_limits": (0.0, limits[1] - limits[0])}
     where = placed_alone(geometry, ndim) if source is None else placed(geometry, source, ndim)
     options = where | {"name": name, "metadata": metadata or {}}
+    if pyramid:
+        options["multiscale"] = True
+    if kind == "labels" and limits is not None:
+        return Labels(array, **options)
     if kind == "labels":
         return Labels(np.asarray(array, np.int32), **options)
     if rgb:

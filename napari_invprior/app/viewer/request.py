@@ -24,6 +24,8 @@ from napari_invprior.app.viewer.layers import (
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.image import Image
+from napari_invprior.io.images import load
+from napari_invprior.io.raw import Raw
 from napari_invprior.jobs import Event, Preview, ShouldStop
 
 MAX_PREVIEW = 64_000_000
@@ -67,10 +69,13 @@ class Request:
         """Events of the run; runs in the worker thread."""
         from napari_invprior import recipes
 
-        images = {name: snapshot.image() for name, snapshot in self.snapshots.items()}
+        images: dict[str, Image | Raw] = {
+            name: snapshot.raw() if snapshot.is_lazy else snapshot.image()
+            for name, snapshot in self.snapshots.items()
+        }
         recipe = recipes.parse(self.recipe)
-        observed = self.observation
-        image = images[observed.name] if observed is not None else None
+        observed = self.observation is not None and recipe.observation is not None
+        image = load(recipe.observation, images) if observed else None
         exact = result_grid(self.recipe["physics"], image) if image is not None else None
         for event in recipes.run(
             recipe, arrays=images, prior=self.prior, should_stop=should_stop,

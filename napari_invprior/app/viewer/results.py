@@ -6,10 +6,12 @@ from pathlib import Path
 
 import napari
 import numpy as np
+from napari.layers import Layer
 
 from napari_invprior.app.demo import dock, errors_reported
 from napari_invprior.app.viewer.layers import META, result_layer
 from napari_invprior.app.viewer.points import dot_size, points_layer
+from napari_invprior.app.viewer.reader import pyramid_layer
 from napari_invprior.errors import InvalidInput
 from napari_invprior.geometry import Geometry
 from napari_invprior.io.omezarr import attributes, read_image
@@ -35,7 +37,12 @@ def add_results(viewer: napari.Viewer, folder: Path) -> list[str]:
     if not groups and not tables:
         raise InvalidInput(f"{folder} holds no result.ome.zarr; give the folder that a run wrote")
     for group in groups:
-        image, facts = read_image(group), attributes(group)
+        facts = attributes(group)
+        if "blocks" in facts:  # large, and perhaps not finished
+            data, options, kind = pyramid_layer(group, None)
+            viewer.add_layer(Layer.create(data, options, kind))
+            continue
+        image = read_image(group)
         array = restored_axes(np.asarray(image.array), image)
         layer = result_layer(
             array, image.geometry, None, name=group.name, rgb=image.rgb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,17 @@ from napari_invprior.app.viewer.request import grid_for, same_units
 from napari_invprior.app.widgets.controls import FAULT, Line, MethodChooser, Picker, Section, row
 from napari_invprior.app.widgets.forms import LABEL_WIDTH
 from napari_invprior.app.workbench.operator_row import OperatorRow
+from napari_invprior.app.workbench.part_row import PartRow
 from napari_invprior.app.workbench.regions import space_shape
 from napari_invprior.errors import InvalidInput
+from napari_invprior.io.files import memory_limit
+from napari_invprior.memory import free_bytes
 
 QUICK = 4_000_000
 """Samples of an observation whose noise is estimated while the user looks on."""
+
+LARGE = 64_000_000
+"""Samples of a layer in memory from which on a part of it is offered."""
 
 WORDS = {2: "2D", 3: "3D"}
 
@@ -60,7 +67,7 @@ class DataPanel(Section):
         self.dimensions.setFixedWidth(66)
         self.dimensions.hide()
         self.gear = QToolButton(text="⚙", checkable=True, autoRaise=True)
-        self.gear.setToolTip("Choose the layer with the true image, where it is known.")
+        self.gear.setToolTip("Use a part of the layer; name the true image, where it is known.")
         super().__init__(1, "Data", self.observation, self.dimensions, self.gear)
         self.about = Line("Size of the observation, size of the result, number type.")
         self.box.addWidget(self.about)
@@ -88,6 +95,9 @@ class DataPanel(Section):
         noises = row(noisy, self.noise.list, self.noise.beside, self.noise.gear)
         self.box.addLayout(noises)
         self.box.addWidget(self.noise)
+        self.part_row = PartRow(viewer)
+        self.part_row.changed.connect(self._describe)
+        self.box.insertWidget(2, self.part_row)
         self.truth_row = QWidget()
         known = QLabel("truth")
         known.setToolTip(self.truth.toolTip())
@@ -96,6 +106,7 @@ class DataPanel(Section):
         self.box.insertWidget(2, self.truth_row)
         self.truth_row.hide()
         self.gear.toggled.connect(self.truth_row.setVisible)
+        self.gear.toggled.connect(self._show_part)
         self.physics.changed.connect(self._describe)
         self.physics.changed.connect(self._show_operator)
         self.noise.changed.connect(self.changed)
@@ -152,7 +163,17 @@ class DataPanel(Section):
         if not hasattr(self, "physics"):
             return
         self.physics.set_dimensions(self.ndim)
+        self.part_row.set_layer(self.layer, self.ndim)
+        self._show_part()
         self._describe()
+
+    def _show_part(self) -> None:
+        """Large and lazy layers are worth trying on a part; others under the gear."""
+        layer = self.layer
+        large = layer is not None and (
+            is_lazy(layer) or math.prod(space_shape(layer, self.ndim)) > LARGE
+        )
+        self.part_row.setVisible(large or self.gear.isChecked())
 
     def _on_truth(self) -> None:
         self._describe()
@@ -166,7 +187,7 @@ class DataPanel(Section):
         if truth is None or layer is None:
             return None
         grid = self._grid(layer)
-        fits = grid is None or space_shape(truth, self.ndim) == grid
+        fits = (grid is None or space_shape(truth, self.ndim) == grid) and self.crop() is None
         return truth.name if fits else None
 
     # ---- the operator
@@ -212,15 +233,33 @@ class DataPanel(Section):
         self._estimate()
         self.changed.emit()
 
+    def used_shape(self, layer: Layer) -> tuple[int, ...]:
+        """Space shape of the part of the layer that is used."""
+        crop = self.crop()
+        return space_shape(layer, self.ndim) if crop is None else tuple(b - a for a, b in crop)
+
+    def is_too_large(self) -> bool:
+        """Whether memory has no room for data and result at once."""
+        from napari_invprior.reconstruct.tiles import BYTES_HELD
+
+        layer = self.layer
+        if layer is None:
+            return False
+        space, data = self.used_shape(layer), finest(layer)
+        others = math.prod(data.shape) // math.prod(space_shape(layer, self.ndim))
+        held = others * math.prod(space) * np.dtype(data.dtype).itemsize
+        made = others * math.prod(self._grid(layer) or space)
+        return held > memory_limit() or BYTES_HELD * made > free_bytes()
+
     def _grid(self, layer: Layer) -> tuple[int, ...] | None:
         """Shape of the result; None where only a run can tell."""
         whole = geometry_of(layer)
         geometry = subset(whole, list(range(len(whole.scale) - self.ndim, len(whole.scale))))
-        found = grid_for(self.physics.choice(), space_shape(layer, self.ndim), geometry)
+        found = grid_for(self.physics.choice(), self.used_shape(layer), geometry)
         return None if found is None else found[0]
 
     def _sizes(self, layer: Layer) -> str:
-        space, grid = space_shape(layer, self.ndim), self._grid(layer)
+        space, grid = self.used_shape(layer), self._grid(layer)
         parts = [" × ".join(map(str, space))]
         if grid is not None and grid != space:
             parts[0] += " → " + " × ".join(map(str, grid))
@@ -234,6 +273,13 @@ class DataPanel(Section):
         if max(scale) > 1.05 * min(scale):
             parts.append("anisotropic: choose factor and blur per axis")
         return ", ".join(parts)
+
+    def crop(self) -> list[list[int]] | None:
+        """The part in use; None for all of the layer, and for a part that cannot be read."""
+        try:
+            return self.part_row.crop()
+        except InvalidInput:
+            return None
 
     def problem(self) -> str:
         """What is missing before this step is ready; empty when nothing is."""
@@ -250,6 +296,7 @@ class DataPanel(Section):
         try:
             choice = self.physics.choice()
             self.noise.choice()
+            self.part_row.crop()
         except InvalidInput as error:
             return str(error)
         for field in self.physics.method.cls.array_inputs:
@@ -277,7 +324,8 @@ class DataPanel(Section):
         """The part of the recipe that is chosen here; raises `InvalidInput`."""
         truth = self.known_truth()
         return {
-            "observation": {"layer": self.observation.currentData()},
+            "observation": {"layer": self.observation.currentData()}
+            | ({} if (crop := self.part_row.crop()) is None else {"crop": crop}),
             "truth": None if truth is None else {"layer": truth},
             "physics": self.physics.choice(),
             "noise": self.noise.choice(),

@@ -32,6 +32,8 @@ from napari_invprior.app.workbench.saving import load, save_prior_facts, save_re
 from napari_invprior.errors import InvPriorError
 from napari_invprior.study.lineup import usual_solver, usual_weight
 
+LARGE_VOLUMES = "Inverse priors large volumes"
+"""Name of that dock in the manifest."""
 WIDTH = 420
 """Pixels that the controls need side by side."""
 
@@ -126,7 +128,7 @@ class Workbench(Dock):
             self.references.image.currentData(), self.data.observation.currentData()
         )
         result.run_clicked.connect(lambda: self._show_step(result))
-        result.run_clicked.connect(self.runs.reconstruct)
+        result.run_clicked.connect(self._reconstruct)
         result.cancel_clicked.connect(runner.cancel)
         result.again_clicked.connect(self.runs.again)
         result.script_clicked.connect(self.copy_script)
@@ -253,6 +255,17 @@ class Workbench(Dock):
         self.message.say(text, FAULT if warning else "", self._messages[-2::-1])
 
     # ---- actions
+
+    def _reconstruct(self) -> None:
+        """Reconstruct here, or offer to do it in blocks where memory has no room."""
+        if not self.data.is_too_large():
+            self.runs.reconstruct()
+            return
+        self.result.about.say(
+            "too large for the memory at once: press Run in 'Large volumes', or choose a part of "
+            "the data in step 1", FAULT,
+        )
+        self.viewer.window.add_plugin_dock_widget("napari-invprior", LARGE_VOLUMES)
 
     def _toggle_pause(self) -> None:
         runner = self.runs.runner

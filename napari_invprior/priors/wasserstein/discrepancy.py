@@ -19,14 +19,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from napari_invprior.cutout import Cutout
 from napari_invprior.errors import InvalidInput
 from napari_invprior.jobs import Job, Message, Result, ShouldStop, Stage, never
 from napari_invprior.numerics.patches import (
     DrawnPatches,
     PatchGrid,
+    count_in_whole,
     edges,
 )
-from napari_invprior.numerics.pyramid import Pyramid, scales_that_fit
+from napari_invprior.numerics.pyramid import Pyramid, coarser_cutout, scales_that_fit
 from napari_invprior.parameters import Parameters, parameter
 from napari_invprior.priors.base import Map, Measurement, Reference
 from napari_invprior.priors.patchwise import PREVIEW_PATCHES, PatchPrior
@@ -101,7 +103,6 @@ class PatchDiscrepancy(PatchPrior):
     parameters: DiscrepancyParameters
     weight_scale = 350.0
     optimises = False
-    adapts = True
     previews = "patches it compares with"
     balanced: ClassVar[bool] = False
     """Whether one image must use every reference patch as often as the references have it."""
@@ -114,6 +115,7 @@ class PatchDiscrepancy(PatchPrior):
         self._scales: list[ReferencePatches] = []
         self._range = (0.0, 1.0)
         self._running: list[_Running] = []
+        self._settled: list[Tensor] = []
         self._pyramid: tuple[tuple[int, ...], Pyramid] | None = None
 
     def _dual(self, reference: ReferencePatches) -> SemiDual:
@@ -147,11 +149,34 @@ class PatchDiscrepancy(PatchPrior):
         working = copy.copy(self)
         pace = CLOSE if self.balanced else LOOSE
         working._running = [_Running(self._dual(reference), pace) for reference in self.scales]
+        for run, psi in zip(working._running, self._settled, strict=False):
+            run.dual.psi, run.held = psi.clone(), True
         return working
+
+    def settled_on(self, x: Tensor) -> PatchDiscrepancy:
+        settled = copy.copy(self)
+        settled._settled = []
+        for level, reference in zip(self._levels(x[:1]), self.scales, strict=False):
+            planes = self.as_planes(level)
+            patches = self._compared(self.patch_grid(planes.shape[2:]).extract(planes))
+            dual = self._dual(reference)
+            for _ in dual.solve(patches):
+                pass
+            settled._settled.append(dual.psi)
+        settled._running = []
+        return settled
+
+    @property
+    def adapts(self) -> bool:  # type: ignore[override]
+        return not self._settled
+
+    @property
+    def period(self) -> int:
+        return int(2 ** (len(self.scales) - 1))
 
     def hold(self, held: bool) -> None:
         for run in self._running:
-            run.held = held
+            run.held = held or bool(self._settled)
 
     def advice(self, space: Sequence[int]) -> str:
         count = math.prod(max(0, n - p + 1) for n, p in zip(space, self.patch, strict=True))
@@ -194,23 +219,27 @@ class PatchDiscrepancy(PatchPrior):
         generator: torch.Generator,
         stride: int | Sequence[int] | None = None,
         grid: PatchGrid | None = None,
+        cutout: Cutout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        def places(planes: Tensor, scale: int) -> PatchGrid:
+        def places(planes: Tensor, scale: int, cutout: Cutout | None) -> PatchGrid:
             if grid is not None and scale == 0:
                 return grid
             steps = self.patch if stride is None else edges(stride, self.ndim, "stride")
             finer = [max(1, step // 2**scale) for step in steps]
-            return self.shifted_grid(planes.shape[2:], generator, finer)
+            return self.shifted_grid(planes.shape[2:], generator, finer, cutout)
 
-        return self._adapted(x, places)
+        return self._adapted(x, places, cutout)
 
     def drawn_value_and_grad(
         self, x: Tensor, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        return self._adapted(x, lambda planes, _: self.drawn_patches(planes, count, generator))
+        return self._adapted(x, lambda planes, *_: self.drawn_patches(planes, count, generator))
 
     def _adapted(
-        self, x: Tensor, places: Callable[[Tensor, int], PatchGrid | DrawnPatches]
+        self,
+        x: Tensor,
+        places: Callable[[Tensor, int, Cutout | None], PatchGrid | DrawnPatches],
+        cutout: Cutout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Value and gradient from some patches, after a step of the running potentials."""
         if not self._running:
@@ -218,11 +247,15 @@ class PatchDiscrepancy(PatchPrior):
         slopes, total = [], torch.zeros((), dtype=torch.float64, device=x.device)
         for scale, (level, run) in enumerate(zip(self._levels(x), self._running, strict=False)):
             planes = self.as_planes(level)
-            here = places(planes, scale)
+            here = places(planes, scale, cutout)
             patches = self._compared(here.extract(planes))
             plan, value = run.follow(patches)
             total += value
-            slopes.append(here.adjoint(_pull(patches, plan)).view_as(level))
+            slope = here.adjoint(_pull(patches, plan)).view_as(level)
+            if cutout is not None and isinstance(here, PatchGrid):
+                slope *= here.count / count_in_whole(here, cutout)
+                cutout = coarser_cutout(cutout)
+            slopes.append(slope)
         # The images of a batch are one cloud; each counts as if it had the cost of all.
         return total.to(x).expand(x.shape[0]), self._gathered(x, slopes) * x.shape[0]
 
@@ -329,7 +362,7 @@ class PatchDiscrepancy(PatchPrior):
         shown = torch.randperm(finest.shape[1], generator=generator)[:PREVIEW_PATCHES]
         yield self.preview(finest[:, shown.to(finest.device)])
         found = [replace(drawn, patches=self._compared(drawn.patches)) for drawn in found]
-        self._scales, self._running = found, []
+        self._scales, self._running, self._settled = found, [], []
         yield Result(self)
 
     # --- keeping ----------------------------------------------------------------------------
@@ -339,7 +372,7 @@ class PatchDiscrepancy(PatchPrior):
         for scale, reference in enumerate(self.scales):
             found[f"patches{scale}"] = reference.patches.cpu()
             found[f"weights{scale}"] = reference.weights.cpu()
-        return found
+        return found | {f"psi{scale}": psi.cpu() for scale, psi in enumerate(self._settled)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         count = max(1, sum(name.startswith("patches") for name in state))
@@ -356,7 +389,11 @@ class PatchDiscrepancy(PatchPrior):
             )
         check_entry(state, "range", (2,), self.name)
         self._range = (float(state["range"][0]), float(state["range"][1]))
+        settled = [name for name in state if name.startswith("psi")]
+        for scale, name in enumerate(sorted(settled)):
+            check_entry(state, name, (loaded[min(scale, count - 1)].patches.shape[1],), self.name)
         self._scales, self._running = loaded, []
+        self._settled = [state[name].float().to(self.device) for name in sorted(settled)]
 
 
 class _Running:
@@ -389,7 +426,8 @@ class _Running:
         if self._interpolation is None:
             self._interpolation = Interpolation(self.dual)
         plan = self._interpolation.plan(patches, self.dual.epsilon + 2 * variance, variance)
-        self.dual.ascend(plan)
+        if not self.held:
+            self.dual.ascend(plan)
         return plan.targets
 
 

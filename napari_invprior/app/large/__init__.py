@@ -1,0 +1,1 @@
+"""The dock "Large volumes": jobs that work block by block, from disk to disk."""

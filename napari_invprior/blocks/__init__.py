@@ -1,0 +1,1 @@
+"""Volumes beyond memory and beyond one machine, block by block."""
