@@ -97,7 +97,8 @@ def templates(folder: Path) -> list[Saved]:
                                  "units": ("px",) * 2})
         header = read_header(path)
         header["versions"] = {"python": "3"}  # the same on every machine
-        made.append(Saved(header, safetensors.torch.load(path.read_bytes())))
+        state = safetensors.torch.load(path.read_bytes())  # in another order each time
+        made.append(Saved(header, dict(sorted(state.items()))))
         path.write_bytes(made[-1].sealed())
         load_prior(path)  # else a mutation would only show that nothing can be read
     return made
