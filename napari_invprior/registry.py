@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from napari_invprior.errors import InvalidInput, nearest
@@ -108,8 +109,9 @@ def register(*, kind: str, name: str, title: str, **facts: Any) -> Callable[[T],
     return decorate
 
 
+@cache
 def load() -> None:
-    """Import every module of the method packages (idempotent)."""
+    """Import every module of the method packages, once: recipes are parsed for every block."""
     for package_name in METHOD_PACKAGES:
         package = importlib.import_module(f"napari_invprior.{package_name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -76,9 +76,6 @@ class JobLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._create():
             self._take_over()
-        for path in self._path.parent.glob(f"{self._path.stem}.*"):  # of clients that were killed
-            if path not in (self._path, self._temporary):
-                path.unlink(missing_ok=True)
         self._thread = threading.Thread(target=self._keep, name="job lock", daemon=True)
         self._thread.start()
         return self
@@ -92,8 +89,13 @@ class JobLock:
             self._thread.join()
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)  # a full disk leaves it
-            if self.is_held():
-                self._path.unlink(missing_ok=True)
+            if not self.is_held():
+                return
+            # what clients that were killed have left: at the end, when none takes over any more
+            for path in self._path.parent.glob(f"{self._path.stem}.*"):
+                if path != self._path:
+                    path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """Whether this client still owns the lock, as the file says."""

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,12 +24,16 @@ from napari_invprior.image import Image
 def versions() -> dict[str, str]:
     """Versions of Python, this package and what it computes with."""
     found = {"python": platform.python_version(), "napari-invprior": napari_invprior.__version__}
-    for package in ("numpy", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a bundled application without package metadata
-            found[package] = str(getattr(sys.modules.get(package), "__version__", "unknown"))
-    return found
+    return found | {package: _version(package) for package in ("numpy", "torch")}
+
+
+@cache
+def _version(package: str) -> str:
+    """Of an installed package; it takes a search through all that are installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a bundled application without package metadata
+        return str(getattr(sys.modules.get(package), "__version__", "unknown"))
 
 
 def machine() -> dict[str, Any]:
