@@ -27,6 +27,7 @@ PREFETCH = 2
 """Blocks that are handed to each worker of a cluster at once."""
 FAREWELL = 10.0
 """Seconds that running blocks get to notice that they were stopped."""
+COUNT_EVERY = 1.0
 PATIENCE = 120.0
 """Seconds that a cluster may have no worker."""
 
@@ -152,6 +153,8 @@ class Cluster(Pool):
         If dask.distributed is not installed, or there is no scheduler.
     """
 
+    _count_again = 0.0
+
     def __init__(
         self, address: str | None = None, workers: int = 2, threads: int = 1, gpu: bool = False
     ) -> None:
@@ -188,18 +191,21 @@ class Cluster(Pool):
             "distributed.worker.daemon": True,
             "distributed.admin.log-format": "%(message)s",
         }
+        wanted = dask.config.get("distributed.worker.preload")
+        wanted = [wanted] if isinstance(wanted, str) else wanted
         with dask.config.set(settings):
             return self._distributed.LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
-                dashboard_address=None, memory_limit=0, resources=self._resources or None,
-                silence_logs=50,
+                memory_limit=0, resources=self._resources or None, silence_logs=50,
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                preload=["napari_invprior.blocks.worker", *wanted],
             )
 
     def _count(self) -> int:
         """Workers there are, with the resource where one is asked for."""
-        known = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        known = self._client.scheduler_info(n_workers=-1).get("workers", {})  # none if it is gone
         return sum(
-            1 for worker in known
+            1 for worker in known.values()
             if all(worker.get("resources", {}).get(k, 0) >= v for k, v in self._resources.items())
         )
 
@@ -281,10 +287,14 @@ class Cluster(Pool):
         return [future for future in running if future.done()]
 
     def _require_workers(self, since: float) -> None:
-        """Count the workers; give up when the cluster has had none for long."""
+        """Count the workers now and then; give up when the cluster has had none for long."""
+        now = time.monotonic()
+        if now < self._count_again:
+            return
+        self._count_again = now + COUNT_EVERY
         count = self._count()
         self.workers = max(1, count)
-        if count == 0 and time.monotonic() - since > PATIENCE:
+        if count == 0 and now - since > PATIENCE:
             what = " with the resource GPU" if self._resources else ""
             raise JobError(
                 f"the cluster has had no worker{what} for two minutes; start some and resume"

@@ -35,8 +35,8 @@ SIGMA = 0.05
 # --- jobs ---------------------------------------------------------------------------------------
 
 
-def serial_run(folder: Path, shape: tuple[int, int, int]) -> Path:
-    """A job that one thread has run, of blocks that take about 0.1 s, with two images."""
+def serial_run(folder: Path, shape: tuple[int, int, int], steps: int = 2) -> Path:
+    """A job that one thread has run, with two images; blocks take about 0.1 s (for two steps)."""
     truth = grey_volume(shape, seed=3)
     noise = np.random.default_rng(0).standard_normal(shape)
     np.save(folder / "noisy.npy", (truth + SIGMA * noise).astype(np.float32))
@@ -46,7 +46,7 @@ def serial_run(folder: Path, shape: tuple[int, int, int]) -> Path:
         "references": [{"path": str(folder / "reference.npy")}],
         "physics": {"kind": "denoising"}, "noise": {"kind": "gaussian", "sigma": SIGMA},
         "prior": {"kind": "gmm", "components": 3, "steps": 2, "patch_size": 4},
-        "solver": {"kind": "half_quadratic", "steps": 2, "weight": 1.0},
+        "solver": {"kind": "half_quadratic", "steps": steps, "weight": 1.0},
         "maps": True, "blocks": {"edge": 24, "tolerance": 1e-3},
     }
     jobs.run(start(recipe, folder / "serial", pool=lambda: Threads(1, 1)))
