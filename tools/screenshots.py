@@ -17,7 +17,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--quick", action="store_true", help="small training: layout only")
-    parts = ("walk", "volume", "compare", "uncertainty", "particles", "tessellation")
+    parts = ("walk", "volume", "compare", "uncertainty", "particles", "tessellation",
+             "large")
     parser.add_argument("--only", choices=parts, help="one part")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
@@ -32,6 +33,7 @@ def main() -> None:
         "uncertainty": lambda: uncertainty(options.out, size),
         "particles": lambda: particles(options.out, size),
         "tessellation": lambda: tessellation(options.out, size),
+        "large": lambda: large(options.out, size),
     }
     with errors_reported():
         for name, make in pictures.items():
@@ -200,6 +202,71 @@ def tessellation(out: Path, size: tuple[int, int]) -> None:
     dock.tell((1.5, -2.0))
     process_events(1)
     save_screenshot(viewer, out / "10-tessellation.png")
+    viewer.close()
+
+
+def large(out: Path, size: tuple[int, int]) -> None:
+    """A volume on disk, and its blocks under way."""
+    import os
+    import tempfile
+
+    import napari
+    import numpy as np
+
+    from napari_invprior.app.demo import dock as workbench
+    from napari_invprior.app.demo import process_events, save_screenshot, wait_for
+    from napari_invprior.app.large.dock import LargeVolumes
+    from napari_invprior.geometry import Geometry
+    from napari_invprior.io.omezarr import write_image
+    from napari_invprior.samples import grey_volume
+
+    folder = Path(tempfile.mkdtemp())
+    os.environ["XDG_DATA_HOME"] = str(folder / "known")  # the list of jobs begins empty
+    truth = grey_volume((160, 256, 256), seed=2)
+    noise = np.random.default_rng(0).standard_normal(truth.shape, np.float32)
+    write_image(
+        folder / "scan.ome.zarr" / "scan", truth + 0.1 * noise,
+        Geometry((0.5,) * 3, (0.0,) * 3, units=("micrometer",) * 3), value_range=(0.0, 1.0),
+    )
+    viewer = napari.Viewer(show=True, show_welcome_screen=False)
+    viewer.window.resize(*size)
+    bench = workbench(viewer)
+    viewer.open(str(folder / "scan.ome.zarr"), plugin="napari-invprior")
+    viewer.add_image(
+        grey_volume((64, 64, 64), seed=0), name="good", scale=(0.5,) * 3, visible=False,
+        units=("micrometer",) * 3,
+    )
+    bench.data.observation.choose("scan")
+    bench.data.physics.choose({"kind": "denoising"})
+    bench.data.noise.choose({"kind": "gaussian", "sigma": 0.1})
+    bench.references.image.choose("good")
+    bench.prior.chooser.choose({"kind": "gmm", "components": 10})
+    bench.result.solver.choose({"kind": "half_quadratic", "steps": 6})
+    bench.result.automatic.setChecked(False)
+    bench.result.set_weight(1.0)
+    bench.references.picker.enter()
+    bench.references.picker.set_size(60)
+    bench.references.picker.add((15.0, 15.0, 15.0))
+    bench.references.picker.leave()
+    bench.data.part_row.choice.choose("view")
+    process_events(0.6)
+    bench.prior.train.click()
+    wait_for(lambda: bench.runs.runner.state == "idle", bench)
+    bench.data.part_row.choice.choose("whole")
+    dock = LargeVolumes(viewer)
+    viewer.window.add_dock_widget(dock, name="Inverse priors large volumes", area="right")
+    process_events(0.6)
+    dock.folder.setText(str(folder / "result"))
+    dock.edge.setText("64")
+    dock.start.click()
+    wait_for(lambda: dock.map.count("done") >= 5 or dock.run.runner.state == "idle", dock)
+    process_events(0.6)
+    viewer.dims.set_point(0, 20.0)
+    viewer.reset_view()
+    process_events(1)
+    save_screenshot(viewer, out / "11-large-volume.png")
+    dock.cancel.click()
+    wait_for(lambda: dock.run.runner.state == "idle", dock)
     viewer.close()
 
 

@@ -25,9 +25,12 @@ SUSPECT, LOST = 2, 5
 """So many workers die with a block before it is computed alone, and before it counts as failed."""
 PREFETCH = 2
 """Blocks that are handed to each worker of a cluster at once."""
+CONNECT = 20.0
+"""Seconds that a scheduler gets to answer."""
 FAREWELL = 10.0
 """Seconds that running blocks get to notice that they were stopped."""
 COUNT_EVERY = 1.0
+"""Seconds between two looks at how many workers a cluster has."""
 PATIENCE = 120.0
 """Seconds that a cluster may have no worker."""
 
@@ -169,7 +172,7 @@ class Cluster(Pool):
         self.threads, self._resources = threads, {"GPU": 1} if gpu else {}
         self._cluster: Any = self._local(workers) if address is None else None
         try:
-            options = {"timeout": 20, "set_as_default": False}
+            options = {"timeout": CONNECT, "set_as_default": False}
             if address is not None and os.path.exists(address):  # noqa: PTH110
                 self._client = distributed.Client(scheduler_file=address, **options)
             else:

@@ -75,7 +75,8 @@ def test_the_window_stays_alive_while_reconstructing(window):
     assert "preview" not in window.viewer.layers
 
 
-def test_fifty_trainings_cancelled_leave_no_thread_and_little_memory(window):
+@pytest.mark.parametrize("count", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_trainings_cancelled_leave_no_thread_and_little_memory(window, count):
     bench = ready(window, LONG_PRIOR)
     process = psutil.Process()
 
@@ -88,10 +89,10 @@ def test_fifty_trainings_cancelled_leave_no_thread_and_little_memory(window):
     for _ in range(5):
         cycle()
     threads, memory = process.num_threads(), process.memory_info().rss
-    for _ in range(50):
+    for _ in range(count):
         cycle()
     gc.collect()
     grown = (process.memory_info().rss - memory) / 2**20
-    print(f"50 trainings: {grown:.1f} MB, {process.num_threads() - threads} threads")
+    print(f"{count} trainings: {grown:.1f} MB, {process.num_threads() - threads} threads")
     assert grown < 50
     assert process.num_threads() <= threads + 1  # the pool may keep one thread for a while

@@ -287,7 +287,10 @@ def test_threads_side_by_side_and_processes_give_the_same(finished: Path, tmp_pa
     np.testing.assert_array_equal(result(cluster), result(finished))
 
 
-def test_a_scheduler_that_does_not_answer(finished: Path, tmp_path: Path) -> None:
+def test_a_scheduler_that_does_not_answer(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_invprior.blocks.pool.CONNECT", 1.0)
     folder = copied(finished, tmp_path / "nobody", done=7)
     with pytest.raises(InvalidInput, match=r"no dask scheduler answers at 'tcp:"):
         jobs.run(resume(folder, pool=lambda: Cluster("tcp://127.0.0.1:9")))

@@ -134,7 +134,7 @@ BASE: dict[str, Any] = {
     "solver": {"kind": "total_variation", "weight": 0.1, "iterations": 2},
 }
 
-MANY = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 
 
 @MANY
