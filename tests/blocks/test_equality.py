@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from napari_invprior import jobs
-from napari_invprior.blocks.grid import Block
+from napari_invprior.blocks.grid import BlockGrid
+from napari_invprior.blocks.inputs import Inputs
 from napari_invprior.blocks.job import start
 from napari_invprior.blocks.task import Workplace
 from napari_invprior.blocks.work import compute
@@ -119,13 +123,25 @@ def recipe_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 def at_once(folder: Path) -> np.ndarray:
     """What a job's settlement gives on all of the data in one piece."""
     here = Workplace.open(folder)
-    everything = tuple(slice(0, n) for n in here.plan.data)
-    block = Block(0, 0, (), everything, everything, (), (0,) * len(everything))
-    done = jobs.run(compute(
-        here.agreed, here.inputs, block, here.plan.image, here.device, jobs.never
-    ))
-    array: np.ndarray = done.layers[0].array
-    return array
+    plan = here.plan
+    return in_blocks(here, here.inputs, replace(plan.grid, core=plan.data))
+
+
+def in_blocks(here: Workplace, inputs: Inputs, grid: BlockGrid) -> np.ndarray:
+    """What a job's settlement gives on these data by this grid."""
+    found = np.empty(grid.image, np.float32)
+    for block in grid:
+        done = jobs.run(compute(here.agreed, inputs, block, grid.image, here.device, jobs.never))
+        found[block.target] = done.layers[0].array[block.inner]
+    return found
+
+
+@pytest.fixture
+def settled(pictures: Path, tmp_path: Path) -> Workplace:
+    """A job on a volume of 96 x 40 x 36 voxels."""
+    recipe = recipe_of(CASES["volume"], pictures)
+    jobs.run(start(recipe, tmp_path / "job"))
+    return Workplace.open(tmp_path / "job")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -147,6 +163,25 @@ def test_blocks_are_the_whole(name: str, pictures: Path, tmp_path: Path) -> None
                 near[axis] = slice(target.start - 1, target.start + 1)
                 faces[tuple(near)] = True
     assert difference[faces].max() <= max(2 * difference[~faces].max(), 2e-6)
+
+
+@settings(max_examples=10)
+@given(
+    shape=st.tuples(st.integers(20, 96), st.integers(20, 40), st.integers(20, 36)),
+    edge=st.tuples(*[st.integers(12, 50)] * 3), more=st.integers(0, 5),
+)
+def test_any_grid_gives_the_whole(settled: Workplace, shape: Any, edge: Any, more: int) -> None:
+    """Of any part of the data, with any edge and halo that is no smaller than measured."""
+    plan, recipe = settled.plan, settled.agreed.recipe
+    source = recipe.observation.model_copy(update={"crop": tuple((0, n) for n in shape)})
+    inputs = Inputs.open(recipe.model_copy(update={"observation": source}), {})
+    halo = (max(plan.grid.halo) + more,) * 3  # measured along the one axis that is cut there
+    grid = replace(
+        plan.grid, data=shape, image=shape, halo=halo, core=edge, divisible=(True,) * 3
+    )
+    whole = in_blocks(settled, inputs, replace(grid, core=shape))
+    difference = np.abs(in_blocks(settled, inputs, grid) - whole)
+    assert difference.max() <= 1e-5 * (plan.scale[1] - plan.scale[0])
 
 
 @pytest.mark.slow

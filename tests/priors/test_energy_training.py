@@ -35,17 +35,17 @@ def posterior() -> tuple[Tensor, Tensor]:
 def test_the_flow_finds_a_gaussian_posterior() -> None:
     torch.manual_seed(0)
     flow = ConditionalFlow((2, 2), size=FlowSize((2,), (16,), 1), spread=0.05)
-    y = DATA.expand(32, -1, -1, -1)
+    y = DATA.expand(64, -1, -1, -1)
     condition = Condition(y, F.interpolate(y, scale_factor=2))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         return *flow(flow.latent(condition, generator), condition), y
 
     generator = torch.Generator().manual_seed(1)
-    for _ in train(flow, draw, energy, steps=1000, learning_rate=5e-3, generator=generator):
+    for _ in train(flow, draw, energy, steps=500, learning_rate=1e-2, generator=generator):
         pass
     with torch.no_grad():
-        x = torch.cat([flow.sample(condition, generator) for _ in range(600)])
+        x = torch.cat([flow.sample(condition, generator) for _ in range(200)])
     blocks = pixel_unshuffle(x, (2, 2)).flatten(2)  # (samples, 4 of a block, 4 blocks)
     means, covariance = posterior()
     std = covariance.diagonal().sqrt()[:, None]
