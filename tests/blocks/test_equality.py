@@ -23,8 +23,8 @@ from napari_invprior.physics.superresolution import SuperResolution, SuperResolu
 from napari_invprior.samples import grey_volume, photograph
 
 GMM = {"kind": "gmm", "components": 6, "steps": 4}
-QUICK = {"kind": "variational", "weight": 0.01, "iterations": 40}
-SPLIT = {"kind": "half_quadratic", "weight": 0.3, "steps": 12}
+QUICK = {"kind": "variational", "weight": 0.01, "iterations": 25}
+SPLIT = {"kind": "half_quadratic", "weight": 0.3, "steps": 8}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "total variation": {
         "data": "low", "physics": SR, "prior": None,
-        "solver": {"kind": "total_variation", "weight": 4.0, "iterations": 200},
+        "solver": {"kind": "total_variation", "weight": 4.0, "iterations": 100},
     },
     "smooth total variation": {
         "data": "noisy", "physics": {"kind": "denoising"}, "prior": {"kind": "smooth_tv"},

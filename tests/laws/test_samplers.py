@@ -21,7 +21,7 @@ INDEPENDENT = ("exact_gaussian", "amortised")
 """Samplers that have no steps."""
 LONG: dict[str, dict[str, Any]] = {
     "exact_gaussian": {"samples": 400}, "amortised": {"samples": 400},
-    "ula": {"steps": 1200, "stop_ess": 1e5}, "mala": {"steps": 2500, "stop_ess": 1e5},
+    "ula": {"steps": 1200, "stop_ess": 1e5}, "mala": {"steps": 1500, "stop_ess": 1e5},
     "underdamped": {"steps": 1200, "stop_ess": 1e5},
 }
 SHORT: dict[str, dict[str, Any]] = {

@@ -23,8 +23,8 @@ LARGEST_LOG = 4.0
 RISE = 0.05
 """Share of the steps during which the learning rate rises."""
 CLIP = 1.0
-ROWS = 256
-"""Windows that pass the network together."""
+ROWS, MULTIPLICATIONS = 256, 3e9
+"""Windows that pass the network together, at most; fewer where that takes seconds."""
 
 
 class Middle(NamedTuple):
@@ -74,6 +74,11 @@ class Centre(nn.Module):
         """Channels of the condition."""
         out: int = self.net.last[2].out_channels  # type: ignore[assignment,union-attr]
         return out + self.masked
+
+    def rows(self, pairs: Pairs) -> int:
+        """How many of these windows pass the network together."""
+        each = sum(p.numel() for p in self.parameters()) * pairs.first[0, 0].numel()
+        return max(1, min(ROWS, int(MULTIPLICATIONS / each)))
 
     def measure(self, pairs: Pairs) -> None:
         """Take mean and deviation of the first images, and the usual error, from pairs.
@@ -146,13 +151,16 @@ def fit_centre(
 
 
 @torch.no_grad()
-def middles(centre: Centre, pairs: Pairs) -> Iterator[Event]:
-    """Middle, spread and condition of all pairs, as the `Result`."""
-    firsts, stage = pairs.first.split(ROWS), Stage("centre", len(pairs.first))
-    seen = (None,) * len(firsts) if pairs.seen is None else pairs.seen.split(ROWS)
+def middles(centre: Centre, pairs: Pairs, should_stop: ShouldStop = never) -> Iterator[Event]:
+    """Middle, spread and condition of all pairs, or of the first few, as the `Result`."""
+    rows, stage = centre.rows(pairs), Stage("centre", len(pairs.first))
+    firsts = pairs.first.split(rows)
+    seen = (None,) * len(firsts) if pairs.seen is None else pairs.seen.split(rows)
     parts: list[Middle] = []
     for first, known in zip(firsts, seen, strict=True):
         parts.append(centre(first, known))
         if stage.due():
-            yield stage.progress(len(parts) * ROWS)
+            yield stage.progress(min(len(parts) * rows, stage.total))
+        if should_stop():
+            break
     yield Result(Middle(*(torch.cat(part) for part in zip(*parts, strict=True))))

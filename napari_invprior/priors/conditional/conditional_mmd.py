@@ -28,7 +28,7 @@ from napari_invprior.numerics.reflect import pad_reflect, pad_wrapped
 from napari_invprior.physics.base import Physics
 from napari_invprior.physics.unobserved import complete_operator
 from napari_invprior.priors.base import Measurement, Reference
-from napari_invprior.priors.conditional.centre import ROWS, Centre, fit_centre, middles
+from napari_invprior.priors.conditional.centre import Centre, fit_centre, middles
 from napari_invprior.priors.conditional.plan import (
     SIZE,
     USUAL_EDGE,
@@ -203,8 +203,6 @@ class ConditionalMMD(DrawingPrior):
                 should_stop=should_stop,
             )
             centre.requires_grad_(False).eval()
-            if should_stop():  # some noise to start from is all that is left to learn
-                pairs = pairs.first_of(ROWS)
         else:
             assert self._centre is not None
             centre, chain = self._centre, self.chain
@@ -216,7 +214,8 @@ class ConditionalMMD(DrawingPrior):
         should_stop: ShouldStop,
     ) -> Iterator[Event]:
         """Add networks to the chain, which is adopted before the first one."""
-        middle, spread, condition = yield from forward(middles(centre, pairs))
+        middle, spread, condition = yield from forward(middles(centre, pairs, should_stop))
+        pairs = pairs.first_of(len(middle))  # after a stop, some noise to start from is enough
         targets = as_columns((pairs.truth - middle) / spread)
         known = as_columns(condition) * self.parameters.condition_weight
 
