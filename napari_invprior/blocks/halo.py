@@ -21,8 +21,8 @@ from napari_invprior.errors import InvalidInput
 
 MARGIN = 1.25
 """The halo over the distance at which a border is felt no more: one bar is not all of the data."""
-SHARE = 1 / 3
-"""Of the tolerance, for the same reason."""
+SHARES = 1 / 10, 1 / 3
+"""Of the tolerance: the first one that the bars reach, so that faces of blocks drown in rounding."""
 RESTLESS = 3.0
 """Differences may be so many times what rounding alone makes, where that is more than is asked."""
 
@@ -90,14 +90,15 @@ def reach_of(
     --------
     >>> decay = 0.1 * np.exp(-np.arange(60) / 2)
     >>> reach_of([decay], 1e-5, lambda: 0.0).halo
-    28
+    31
     """
     length = max(len(curve) for curve in curves)
     worst = np.zeros(length)
     for curve in curves:
         worst[: len(curve)] = np.maximum(worst[: len(curve)], curve)
     behind = np.maximum.accumulate(worst[::-1])[::-1]  # the largest at this distance or beyond
-    level = SHARE * tolerance
+    reached = [share for share in SHARES if behind[length // 2] <= share * tolerance]
+    level = (reached or SHARES[-1:])[0] * tolerance
     if behind[length // 2] > level:
         level = max(level, RESTLESS * restlessness())
     near = np.flatnonzero(behind <= level)

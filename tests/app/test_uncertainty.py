@@ -183,6 +183,7 @@ def test_a_prior_that_draws_brings_its_sampler(window: Window) -> None:
     window.add_small()
     window.bench.prior.chooser.choose({
         "kind": "conditional_mmd", "patch_size": 8, "pairs": 100, "networks": 1, "steps": 2,
+        "centre_steps": 5,
     })
     window.pick_small()
     dock = Uncertainty(window.viewer)

@@ -121,7 +121,7 @@ def test_neighbours_are_as_correlated_as_they_should_be(
     method: registry.Method, small: Truth
 ) -> None:
     """The whole covariance, not the variances alone."""
-    steps = {} if method.name in INDEPENDENT else {"steps": 2500, "stop_ess": 1e5}
+    steps = {} if method.name in INDEPENDENT else {"steps": 1800, "stop_ess": 1e5}
     _, samples, _ = draw(method, small, samples=500, **steps)
     flat = samples.reshape(len(samples), -1)
     found = np.cov(flat.T)
