@@ -22,7 +22,7 @@ from napari_invprior.errors import InvalidInput
 MARGIN = 1.25
 """The halo over the distance at which a border is felt no more: one bar is not all of the data."""
 SHARES = 1 / 10, 1 / 3
-"""Of the tolerance: the first one that the bars reach, so that faces of blocks drown in rounding."""
+"""Of the tolerance; the first one that is reached, so that faces of blocks drown in rounding."""
 RESTLESS = 3.0
 """Differences may be so many times what rounding alone makes, where that is more than is asked."""
 
