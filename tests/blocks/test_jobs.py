@@ -287,6 +287,21 @@ def test_threads_side_by_side_and_processes_give_the_same(finished: Path, tmp_pa
     np.testing.assert_array_equal(result(cluster), result(finished))
 
 
+def test_gpu_blocks_go_to_workers_that_have_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(finished, tmp_path / "gpu", done=6)
+    monkeypatch.setattr("napari_invprior.blocks.pool.PATIENCE", 1.0)
+    with Cluster(workers=1) as without:
+        address = without._cluster.scheduler_address
+        with pytest.raises(JobError, match="no worker with the resource GPU"):
+            jobs.run(resume(folder, pool=lambda: Cluster(address, gpu=True)))
+    assert Journal(folder / "job").count() == 6
+    monkeypatch.setattr("napari_invprior.blocks.pool.PATIENCE", 60.0)
+    jobs.run(resume(folder, pool=lambda: Cluster(workers=1, gpu=True)))
+    np.testing.assert_array_equal(result(folder), result(finished))
+
+
 def test_a_scheduler_that_does_not_answer(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
