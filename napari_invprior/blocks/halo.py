@@ -25,6 +25,8 @@ SHARES = 1 / 10, 1 / 3
 """Of the tolerance; the first one that is reached, so that faces of blocks drown in rounding."""
 RESTLESS = 3.0
 """Differences may be so many times what rounding alone makes, where that is more than is asked."""
+RARE = 2.0
+"""The level that is told, over that one: all of the data hold rarer cases than one bar."""
 
 
 @dataclass(frozen=True)
@@ -109,4 +111,5 @@ def reach_of(
             "at once; choose another solver or prior, or a larger tolerance"
         )
     halo = math.ceil(MARGIN * int(near[0])) + 1
-    return Reach(halo, max(level, tolerance), tuple(float(v) for v in worst))
+    told = tolerance if level <= SHARES[-1] * tolerance else max(tolerance, RARE * level)
+    return Reach(halo, told, tuple(float(v) for v in worst))
