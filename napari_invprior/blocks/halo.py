@@ -38,7 +38,7 @@ class Reach:
     halo : int
         Image samples that blocks need around them.
     level : float
-        Differences that are left at that distance, and those that rounding makes (of 0-1).
+        What blocks and the whole may differ by: the tolerance, or what rounding makes (of 0-1).
     curve : tuple of float
         Largest difference at each distance from a cut.
     """
@@ -99,14 +99,14 @@ def reach_of(
     for curve in curves:
         worst[: len(curve)] = np.maximum(worst[: len(curve)], curve)
     behind = np.maximum.accumulate(worst[::-1])[::-1]  # the largest at this distance or beyond
-    reached = [share for share in SHARES if behind[length // 2] <= share * tolerance]
-    level = (reached or SHARES[-1:])[0] * tolerance
-    if behind[length // 2] > level:
+    far = behind[length // 2]
+    level = next((s for s in SHARES if far <= s * tolerance), SHARES[-1]) * tolerance
+    if far > level:
         level = max(level, RESTLESS * restlessness())
     near = np.flatnonzero(behind <= level)
     if not len(near) or near[0] > length // 2:
         raise InvalidInput(
-            f"a border is still felt {length // 2} samples away by {behind[length // 2]:.1g} (of "
+            f"a border is still felt {length // 2} samples away by {far:.1g} (of "
             f"0-1), more than blocks.tolerance = {tolerance:g}: this method needs the whole image "
             "at once; choose another solver or prior, or a larger tolerance"
         )
