@@ -13,19 +13,6 @@ FOLDER = Path(__file__).parents[1] / "docs" / "images"
 
 def main() -> None:
     """One picture per step of the walk, of the dock alone and of other samples."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--size", default="1280x800", help="of the window")
-    parser.add_argument("--quick", action="store_true", help="small training: layout only")
-    parts = ("walk", "volume", "compare", "uncertainty", "particles", "tessellation",
-             "large")
-    parser.add_argument("--only", choices=parts, help="one part")
-    options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
-    options.out.mkdir(parents=True, exist_ok=True)
-    from napari_invprior.app.demo import errors_reported
-
-    size = (width, height)
     pictures = {
         "walk": lambda: walk(options.out, size, quick=options.quick),
         "volume": lambda: volume(options.out, size),
@@ -35,6 +22,17 @@ def main() -> None:
         "tessellation": lambda: tessellation(options.out, size),
         "large": lambda: large(options.out, size),
     }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--size", default="1280x800", help="of the window")
+    parser.add_argument("--quick", action="store_true", help="small training: layout only")
+    parser.add_argument("--only", choices=tuple(pictures), help="one part")
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    from napari_invprior.app.demo import errors_reported
+
+    size = (width, height)
     with errors_reported():
         for name, make in pictures.items():
             if options.only in (None, name):
@@ -220,7 +218,8 @@ def large(out: Path, size: tuple[int, int]) -> None:
     from napari_invprior.io.omezarr import write_image
     from napari_invprior.samples import grey_volume
 
-    folder = Path(tempfile.mkdtemp())
+    place = tempfile.TemporaryDirectory()
+    folder = Path(place.name)
     os.environ["XDG_DATA_HOME"] = str(folder / "known")  # the list of jobs begins empty
     truth = grey_volume((160, 256, 256), seed=2)
     noise = np.random.default_rng(0).standard_normal(truth.shape, np.float32)
@@ -268,6 +267,7 @@ def large(out: Path, size: tuple[int, int]) -> None:
     dock.cancel.click()
     wait_for(lambda: dock.run.runner.state == "idle", dock)
     viewer.close()
+    place.cleanup()
 
 
 if __name__ == "__main__":
